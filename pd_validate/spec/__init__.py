@@ -1,0 +1,1 @@
+"""What should be: cluster.yaml as typed, validated models; profiles; ports; the launch plan."""
