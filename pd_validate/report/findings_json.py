@@ -1,0 +1,32 @@
+"""findings.json: the verdict of a run for other programs.
+
+The form is an interface; its JSON Schema is docs/findings.schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pd_validate.report.record import CheckResult, RunRecord
+
+
+def findings_json(record: RunRecord) -> str:
+    """The text of findings.json, UTF-8, one trailing newline."""
+    document = {
+        "cluster": record.cluster,
+        "started": record.started.isoformat(timespec="seconds"),
+        "verdict": record.verdict.value,
+        "findings": [finding.to_json() for finding in record.findings],
+        "checks": [_check(check) for check in record.checks],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _check(check: CheckResult) -> dict[str, Any]:
+    return {
+        "id": check.id,
+        "where": check.where.model_dump(mode="json", exclude_none=True),
+        "verdict": check.verdict.value,
+        "seconds": round(check.seconds, 3),
+    }
