@@ -1,0 +1,311 @@
+"""An OpenAI-style client that keeps what a verdict needs: token ids, logprobs, headers, times.
+
+Works against an engine alone and through any PD proxy. Plain HTTP errors are
+results, not exceptions; only a broken or late connection raises.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+class RequestFailed(Exception):
+    """No complete answer came: the connection was refused, cut, or too late.
+
+    `partial` is the text received until then.
+    """
+
+    def __init__(self, message: str, *, timeout: bool = False, partial: str = "") -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        self.partial = partial
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of /v1/completions or /v1/chat/completions (its first choice).
+
+    `token_ids` and `logprobs` are empty where the engine did not give them;
+    `ttft` and `seconds` are counted from sending the request. With a status other
+    than 200 `error` holds the body.
+    """
+
+    request_id: str
+    status: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[Mapping[str, float], ...] = ()
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ttft: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+    done: bool = True  # streaming only: the stream ended with [DONE]
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200
+
+
+class Client:
+    """Requests to one base URL, e.g. ``http://192.0.0.1:8080``. Thread-safe."""
+
+    def __init__(self, base_url: str, model: str, *, timeout: float, name: str = "") -> None:
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.timeout = timeout
+        self.name = name or base_url
+        # Hosts of a cluster are never reached through an HTTP proxy of the controller.
+        self._http = httpx.Client(timeout=timeout, trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def complete(
+        self,
+        prompt: str | list[int],
+        *,
+        max_tokens: int = 16,
+        temperature: float = 0.0,
+        stream: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Answer:
+        """POST /v1/completions with logprobs and token ids asked for.
+
+        Raises RequestFailed when no complete answer comes within `timeout` seconds.
+        """
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "logprobs": 2,
+            "return_token_ids": True,
+            **options,
+        }
+        return self._post("/v1/completions", body, stream, request_id, timeout)
+
+    def chat(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        max_tokens: int = 16,
+        temperature: float = 0.0,
+        stream: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Answer:
+        """POST /v1/chat/completions; otherwise as `complete`."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "return_token_ids": True,
+            **options,
+        }
+        return self._post("/v1/chat/completions", body, stream, request_id, timeout)
+
+    def get(self, path: str, *, timeout: float = 5.0) -> tuple[int, str]:
+        """GET a path; (status, body). Raises RequestFailed."""
+        try:
+            response = self._http.get(self.base_url + path, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise _failed(self.base_url + path, error, timeout) from error
+        return response.status_code, response.text
+
+    def healthy(self) -> bool:
+        try:
+            return self.get("/health")[0] == 200
+        except RequestFailed:
+            return False
+
+    def models(self) -> list[str]:
+        """Names of the models served."""
+        status, body = self.get("/v1/models")
+        if status != 200:
+            raise RequestFailed(f"{self.base_url}/v1/models answered {status}: {body[:200]}")
+        return [model["id"] for model in json.loads(body)["data"]]
+
+    def metrics(self) -> str:
+        """The Prometheus text of /metrics."""
+        status, body = self.get("/metrics", timeout=10)
+        if status != 200:
+            raise RequestFailed(f"{self.base_url}/metrics answered {status}")
+        return body
+
+    def _post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        stream: bool,
+        request_id: str | None,
+        timeout: float | None,
+    ) -> Answer:
+        request_id = request_id or f"pd-{uuid.uuid4().hex[:12]}"
+        url = self.base_url + path
+        if stream:
+            body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        started = time.monotonic()
+        deadline = timeout or self.timeout
+        headers = {"X-Request-Id": request_id}
+        if not stream:
+            try:
+                response = self._http.post(url, json=body, headers=headers, timeout=deadline)
+            except httpx.HTTPError as error:
+                raise _failed(url, error, deadline) from error
+            seconds = time.monotonic() - started
+            return _whole_answer(request_id, response, seconds)
+        reader = _StreamReader(request_id, started)
+        try:
+            with self._http.stream(
+                "POST", url, json=body, headers=headers, timeout=deadline
+            ) as streamed:
+                if streamed.status_code != 200:
+                    streamed.read()
+                    return _whole_answer(request_id, streamed, time.monotonic() - started)
+                reader.headers = dict(streamed.headers)
+                for event in _events(streamed.iter_lines()):
+                    reader.take(event)
+        except httpx.HTTPError as error:
+            raise _failed(url, error, deadline, partial=reader.text) from error
+        return reader.answer()
+
+
+def _failed(url: str, error: httpx.HTTPError, deadline: float, partial: str = "") -> RequestFailed:
+    timeout = isinstance(error, httpx.TimeoutException)
+    what = f"no answer within {deadline:g} s" if timeout else (str(error) or type(error).__name__)
+    return RequestFailed(f"{url}: {what}", timeout=timeout, partial=partial)
+
+
+def _events(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        if line.startswith("data:"):
+            yield line[5:].strip()
+
+
+def _whole_answer(request_id: str, response: httpx.Response, seconds: float) -> Answer:
+    headers = dict(response.headers)
+    if response.status_code != 200:
+        return Answer(
+            request_id, response.status_code, "", headers=headers, seconds=seconds,
+            error=response.text,
+        )  # fmt: skip
+    try:
+        data = response.json()
+        choice = data["choices"][0]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return Answer(
+            request_id, response.status_code, "", headers=headers, seconds=seconds,
+            error=f"not an answer: {response.text[:200]!r}", done=False,
+        )  # fmt: skip
+    text, tokens, logprobs, top = _content(choice)
+    usage = data.get("usage") or {}
+    return Answer(
+        request_id=request_id,
+        status=200,
+        text=text,
+        token_ids=tuple(tokens),
+        logprobs=tuple(logprobs),
+        top_logprobs=tuple(top),
+        finish_reason=choice.get("finish_reason"),
+        prompt_tokens=usage.get("prompt_tokens"),
+        completion_tokens=usage.get("completion_tokens"),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        headers=headers,
+        seconds=seconds,
+    )
+
+
+def _content(
+    choice: Mapping[str, Any],
+) -> tuple[str, list[int], list[float], list[Mapping[str, float]]]:
+    """Text, token ids, logprobs and top logprobs of a choice, in either endpoint's form."""
+    message = choice.get("message") or choice.get("delta")
+    text = (message.get("content") if message else choice.get("text")) or ""
+    tokens = choice.get("token_ids") or []
+    given = choice.get("logprobs") or {}
+    if "content" in given:  # chat
+        entries = given["content"] or []
+        return (
+            text,
+            tokens,
+            [entry["logprob"] for entry in entries],
+            [
+                {other["token"]: other["logprob"] for other in entry.get("top_logprobs") or []}
+                for entry in entries
+            ],
+        )
+    return text, tokens, given.get("token_logprobs") or [], given.get("top_logprobs") or []
+
+
+class _StreamReader:
+    """Puts the events of one stream together."""
+
+    def __init__(self, request_id: str, started: float) -> None:
+        self.headers: dict[str, str] = {}
+        self.text = ""
+        self._request_id = request_id
+        self._started = started
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._top: list[Mapping[str, float]] = []
+        self._finish: str | None = None
+        self._usage: Mapping[str, Any] = {}
+        self._ttft: float | None = None
+        self._done = False
+        self._error = ""
+
+    def take(self, event: str) -> None:
+        if event == "[DONE]":
+            self._done = True
+            return
+        data = json.loads(event)
+        if "error" in data:
+            self._error = json.dumps(data["error"])
+            return
+        self._usage = data.get("usage") or self._usage
+        for choice in data.get("choices", [])[:1]:
+            text, tokens, logprobs, top = _content(choice)
+            if self._ttft is None and (text or tokens):
+                self._ttft = time.monotonic() - self._started
+            self.text += text
+            self._tokens += tokens
+            self._logprobs += logprobs
+            self._top += top
+            self._finish = choice.get("finish_reason") or self._finish
+
+    def answer(self) -> Answer:
+        return Answer(
+            request_id=self._request_id,
+            status=200,
+            text=self.text,
+            token_ids=tuple(self._tokens),
+            logprobs=tuple(self._logprobs),
+            top_logprobs=tuple(self._top),
+            finish_reason=self._finish,
+            prompt_tokens=self._usage.get("prompt_tokens"),
+            completion_tokens=self._usage.get("completion_tokens"),
+            cached_tokens=(self._usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+            headers=self.headers,
+            ttft=self._ttft,
+            seconds=time.monotonic() - self._started,
+            error=self._error,
+            done=self._done,
+        )
