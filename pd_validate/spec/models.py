@@ -8,14 +8,30 @@ What is run where: `plan.py`. Units: seconds, bytes, tokens.
 from __future__ import annotations
 
 from enum import StrEnum
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _ipv4(text: str) -> str:
+    """The rank table, HCCL_IF_IP and vLLM's get_ip() compare addresses as text."""
+    try:
+        return str(IPv4Address(text))
+    except AddressValueError:
+        raise ValueError(
+            "must be an IPv4 address (rank table and HCCL compare it as text); "
+            "a name may stand in `ssh_address`"
+        ) from None
+
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
+Address = Annotated[str, AfterValidator(_ipv4)]
+Device = Annotated[int, Field(ge=0)]  # physical NPU id
+Command = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Model(BaseModel):
@@ -41,7 +57,9 @@ class Ssh(Model):
     key: Path | None = None  # private key file; None: the SSH agent and the default keys
     known_hosts: Path | None = None  # None: ~/.ssh/known_hosts
     check_host_key: bool = True
-    jump: str | None = None  # user@host:port
+    jump: Annotated[str, Field(pattern=r"^([^@\s]+@)?[^@:\s]+(:[0-9]+)?$")] | None = (
+        None  # [user@]host[:port]
+    )
     password_env: str | None = None
     sudo: bool = False  # run hccn_tool and npu-smi through `sudo -n`
 
@@ -76,12 +94,12 @@ Runtime = Annotated[HostRuntime | DockerExecRuntime | DockerRunRuntime, Field(di
 class Host(Model):
     """A machine we reach. What is None falls back to the cluster's own value."""
 
-    address: str  # what peers use; also rank table server_id and HCCL_IF_IP
+    address: Address  # what peers use; also rank table server_id and HCCL_IF_IP
     ssh_address: str | None = None  # where SSH connects to, if elsewhere
     ssh: Ssh | None = None
     nic: str | None = None
     runtime: Runtime | None = None
-    devices: tuple[int, ...] | None = None  # physical NPU ids; None: the profile's
+    devices: tuple[Device, ...] | None = None  # physical NPU ids; None: the profile's
     env: dict[str, str] = {}
     workdir: Path | None = None
 
@@ -153,7 +171,7 @@ class InstanceSpec(Model):
 
     role: Role
     host: str
-    devices: tuple[Annotated[int, Field(ge=0)], ...]  # physical ids, in TP order
+    devices: Annotated[tuple[Device, ...], Field(min_length=1)]  # physical ids, in TP order
     port: Port = 13700
     side_channel_port: Port | None = None  # None: the connector's base port
     engine_id: str | None = None  # None: the connector's rule
@@ -177,7 +195,7 @@ class ConnectorSpec(Model):
     @model_validator(mode="after")
     def _module_is_named(self) -> ConnectorSpec:
         if self.kind == "module" and not (self.name and self.module):
-            raise ValueError("connector kind 'module' needs `name` and `module`")
+            raise ValueError("of kind `module` needs `name` and `module`")
         return self
 
 
@@ -186,8 +204,9 @@ class ProxySpec(Model):
 
     host: str
     port: Port = 8080
-    command: tuple[str, ...] | None = None  # None: ours, `python -m proxy`
-    args: tuple[str, ...] = ()
+    command: Command | None = None  # None: ours, `python -m proxy`
+    args: tuple[str, ...] = ()  # appended as they are
+    env: dict[str, str] = {}
 
 
 class RankTableSpec(Model):
@@ -238,6 +257,7 @@ class Cluster(Model):
     nic: str = "eth0"
     workdir: Path = Path("/tmp/pd-validate")  # on the hosts; one directory per run inside
     python: str = "python3"  # on the hosts
+    setup: tuple[Path, ...] | None = None  # scripts to source before an engine; None: the profile's
     ssh: Ssh = Ssh()
     runtime: Runtime = HostRuntime()
     hosts: dict[Name, Host]
