@@ -1,0 +1,75 @@
+"""Is the answer the right one? Pure verdicts on answers and their reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pd_validate.findings import Finding, Where
+from pd_validate.traffic.client import Answer
+from pd_validate.traffic.compare import first_divergence
+
+
+def check_served(answer: Answer, where: Where) -> list[Finding]:
+    """A request must end in 200 with something in it."""
+    if not answer.ok:
+        return [
+            Finding(
+                id="service.error",
+                where=where,
+                expected="200",
+                got=f"{answer.status}: {answer.error[:300]}",
+            )
+        ]
+    if not answer.done:
+        return [
+            Finding(
+                id="proxy.cut",
+                where=where,
+                expected="a complete answer",
+                got=f"it ended after {len(answer.text)} characters {answer.error[:200]}",
+            )
+        ]
+    if not answer.token_ids and not answer.text:
+        return [Finding(id="proxy.empty", where=where, expected="text", got="200 and nothing")]
+    return []
+
+
+def check_parity(want: Answer, got: Answer, where: Where, *, tolerance: float) -> list[Finding]:
+    """The answer through PD against that of one engine alone; see compare.py on tolerance."""
+    problems = check_served(got, where)
+    if problems:
+        return problems
+    divergence = first_divergence(want, got, tolerance=tolerance)
+    if divergence is None:
+        return []
+    return [
+        Finding(
+            id="parity.diverged",
+            where=where,
+            expected=f"{want.text!r}",
+            got=f"{got.text!r}",
+            evidence=(str(divergence),),
+        )
+    ]
+
+
+def check_determinism(
+    answers: Sequence[Answer], where: Where, *, tolerance: float
+) -> list[Finding]:
+    """The same request, several times: every answer against the first."""
+    for number, answer in enumerate(answers[1:], start=2):
+        problems = check_served(answer, where)
+        if problems:
+            return problems
+        divergence = first_divergence(answers[0], answer, tolerance=tolerance)
+        if divergence is not None:
+            return [
+                Finding(
+                    id="determinism.diverged",
+                    where=where,
+                    expected=f"{answers[0].text!r} every time",
+                    got=f"{answer.text!r} at repetition {number} of {len(answers)}",
+                    evidence=(str(divergence),),
+                )
+            ]
+    return []

@@ -1,0 +1,154 @@
+"""Did every byte of KV arrive? Pure verdicts on the joined KV trace.
+
+One finding per transfer, layer and kind of fault, at the first block that differs:
+the text a tired engineer needs is "which pair, which layer, which block", not one
+line per digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pd_validate.findings import Finding, Where
+from pd_validate.traffic.trace import TraceRecord, Transfer
+
+_TENSORS = ("K", "V")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a digest was produced: for telling a swap from a corruption."""
+
+    request: str
+    rank: int
+    layer: str
+    tensor: int
+    block: int  # index in token order
+
+    def __str__(self) -> str:
+        tensor = _TENSORS[self.tensor] if self.tensor < len(_TENSORS) else str(self.tensor)
+        return f"rank {self.rank}, {self.layer} {tensor}, block {self.block} of {self.request}"
+
+
+def check_transfers(
+    transfers: Sequence[Transfer], produced: Iterable[TraceRecord], hosts: Mapping[str, str]
+) -> list[Finding]:
+    """Findings for every transfer whose received digests are not the produced ones.
+
+    `produced` are all producer records known, also of other requests: a digest found
+    elsewhere there tells where wrong KV came from. `hosts` maps instances to hosts.
+    """
+    origins = _origins(produced)
+    findings: list[Finding] = []
+    for transfer in transfers:
+        findings += _check_transfer(transfer, origins, hosts)
+    return findings
+
+
+def compared_blocks(transfers: Iterable[Transfer]) -> int:
+    """Number of (layer, K/V, block, rank) digests compared: comparing none proves nothing."""
+    return sum(
+        len(pair)
+        for transfer in transfers
+        if transfer.produced is not None
+        for blocks in transfer.received.digests.values()
+        for pair in blocks
+    )
+
+
+def check_received(
+    received: Sequence[TraceRecord], *, request: str, instance: str, host: str, ranks: int
+) -> list[Finding]:
+    """Did each rank of the decoder receive something for this request?"""
+    seen = {record.rank for record in received if record.instance == instance}
+    return [
+        Finding(
+            id="kv.missing",
+            where=Where(host=host, instance=instance, rank=rank, request=request),
+            expected="a record of received KV",
+            got="none",
+        )
+        for rank in range(ranks)
+        if rank not in seen
+    ]
+
+
+def _origins(records: Iterable[TraceRecord]) -> dict[str, list[Place]]:
+    origins: dict[str, list[Place]] = {}
+    for record in records:
+        for layer, blocks in record.digests.items():
+            for index, digests in enumerate(blocks):
+                for tensor, digest in enumerate(digests):
+                    place = Place(record.request, record.rank, layer, tensor, index)
+                    origins.setdefault(digest, []).append(place)
+    return origins
+
+
+def _check_transfer(
+    transfer: Transfer, origins: Mapping[str, list[Place]], hosts: Mapping[str, str]
+) -> Iterator[Finding]:
+    produced, received = transfer
+    where = Where(
+        host=hosts.get(received.instance),
+        instance=received.instance,
+        rank=received.rank,
+        request=received.remote_request or received.request,
+        peer_instance=produced.instance if produced else None,
+        peer_host=hosts.get(produced.instance) if produced else None,
+    )
+    if produced is None:
+        yield Finding(
+            id="kv.missing",
+            where=where,
+            expected="a producer's record of the same request and rank",
+            got="none: the decoder received KV that no prefiller says it produced",
+        )
+        return
+    reported: set[tuple[str, str]] = set()
+    for layer_index, layer in enumerate(received.layers):
+        want_blocks = produced.digests.get(layer, ())
+        got_blocks = received.digests.get(layer, ())
+        if not got_blocks or len(want_blocks) < len(got_blocks):
+            yield Finding(
+                id="kv.missing",
+                where=where.model_copy(update={"layer": layer_index}),
+                expected=f"{len(got_blocks) or 'some'} blocks of {layer}",
+                got=f"the prefiller produced {len(want_blocks)}",
+            )
+            continue
+        skipped = len(want_blocks) - len(got_blocks)
+        for index, (want, got) in enumerate(
+            zip(want_blocks[skipped:], got_blocks, strict=True), start=skipped
+        ):
+            for tensor, (want_digest, got_digest) in enumerate(zip(want, got, strict=True)):
+                if want_digest == got_digest:
+                    continue
+                here = Place(produced.request, received.rank, layer, tensor, index)
+                id_, story = _classify(got_digest, here, origins)
+                if (layer, id_) in reported:
+                    continue
+                reported.add((layer, id_))
+                block_id = received.blocks[index - skipped]
+                yield Finding(
+                    id=id_,
+                    where=where.model_copy(update={"layer": layer_index, "block": block_id}),
+                    expected=f"{want_digest} ({here})",
+                    got=f"{got_digest}{story}",
+                )
+
+
+def _classify(digest: str, here: Place, origins: Mapping[str, list[Place]]) -> tuple[str, str]:
+    """Finding id for a wrong digest, and a remark on where that content belongs."""
+    if digest == ZERO:
+        return "kv.missing", ", all zero: nothing arrived"
+    elsewhere = origins.get(digest, [])
+    same_request = [place for place in elsewhere if place.request == here.request]
+    if same_request:
+        return "kv.swapped", f", which belongs to {same_request[0]}"
+    if elsewhere:
+        return "kv.stale", f", left over from {elsewhere[0]}"
+    return "kv.corrupt", ", which nobody produced"
+
+
+ZERO = "zero"  # the audit's digest of a block whose tokens are all zero
