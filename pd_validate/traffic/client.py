@@ -48,6 +48,7 @@ class Answer:
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    kv_transfer_params: Mapping[str, Any] | None = None  # a prefiller's hand-over
     ttft: float | None = None
     seconds: float = 0.0
     error: str = ""
@@ -229,6 +230,7 @@ def _whole_answer(request_id: str, response: httpx.Response, seconds: float) -> 
         completion_tokens=usage.get("completion_tokens"),
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         headers=headers,
+        kv_transfer_params=data.get("kv_transfer_params"),
         seconds=seconds,
     )
 

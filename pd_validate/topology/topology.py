@@ -1,0 +1,394 @@
+"""Bring-up and teardown of the whole: instances, proxy, their logs. One object, one owner.
+
+`Topology.up()` either ends with a service that has answered a real request, or raises
+BringUpFailed with findings that name the process, its last log lines and the likely
+cause. A topology that failed stays failed: asking again gives the same error at once,
+so that one sick engine is one failure and not one per test.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from pd_validate.checks.answers import check_served
+from pd_validate.checks.signatures import scan
+from pd_validate.errors import LabError, PdValidateError, WaitTimeout
+from pd_validate.findings import Finding, Where
+from pd_validate.hosts.api import Commands, ProcessSpec, ProcessStatus, Supervisor
+from pd_validate.spec.models import Cluster
+from pd_validate.spec.plan import InstanceLaunch, LaunchPlan, Process, trace_dir
+from pd_validate.topology.service import Service
+from pd_validate.topology.staging import Bundle, pack, stage
+from pd_validate.traffic.client import RequestFailed
+from pd_validate.waiting import wait_for
+
+R = TypeVar("R")
+
+_LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
+_SHOWN_LINES = 12
+_LOG_LIMIT = 64 * 1024 * 1024  # bytes of one log that are fetched: its end
+
+
+class BringUpFailed(PdValidateError):
+    """The service could not be brought up; `findings` say which process and why."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(finding) for finding in findings))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of bring-up on one host; times are seconds since the epoch, ours."""
+
+    host: str
+    what: str
+    start: float
+    end: float
+    ok: bool
+
+
+class Progress(Protocol):
+    """Who is told what happens on which host."""
+
+    def start(self, host: str, what: str) -> None: ...
+    def done(self, host: str, note: str = "") -> None: ...
+    def fail(self, host: str, why: str) -> None: ...
+
+
+class Host(Protocol):
+    """A host as bring-up needs it: commands, and the supervisor of this run's processes."""
+
+    @property
+    def commands(self) -> Commands: ...
+    @property
+    def supervisor(self) -> Supervisor: ...
+
+
+class Topology:
+    """The instances and the proxy of one plan, on hosts that are already connected."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        plan: LaunchPlan,
+        hosts: Mapping[str, Host],
+        *,
+        ranktable: bytes | None,
+        progress: Progress,
+    ) -> None:
+        self.cluster = cluster
+        self.plan = plan
+        self.service = Service(cluster, plan)
+        self.timeline: list[Step] = []
+        self._hosts = hosts
+        self._ranktable = ranktable
+        self._progress = progress
+        self._failure: BringUpFailed | None = None
+        self._is_up = False
+
+    def up(self) -> None:
+        """Stage, start everything at once, wait for the first real answer. Idempotent.
+
+        Raises BringUpFailed, also at every later call once it did; LabError if a host
+        is lost on the way.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._is_up:
+            return
+        try:
+            self._stage(pack())
+            self._start()
+            self._wait_for_instances()
+            self._wait_for_links()
+            self._wait_for_proxy()
+        except BringUpFailed as failure:
+            self._failure = failure
+            raise
+        self._is_up = True
+
+    def status(self) -> dict[str, ProcessStatus]:
+        """Every process of the plan that has been started, as its host sees it now."""
+        found: dict[str, ProcessStatus] = {}
+        for host in self._used_hosts():
+            found |= self._hosts[host].supervisor.status()
+        return found
+
+    def check_alive(self) -> list[Finding]:
+        """A finding for every process that has ended by itself."""
+        return [
+            self._exited(process, status)
+            for process in self.plan.processes()
+            if (status := self.status().get(process.name)) and not status.alive
+        ]
+
+    def fetch(self, path_of: Callable[[Process], str]) -> dict[str, bytes]:
+        """A file of every process, by process name; what is absent is left out."""
+        found: dict[str, bytes] = {}
+        for process in self.plan.processes():
+            try:
+                path = path_of(process)
+                found[process.name] = self._hosts[process.host].commands.get(path, limit=_LOG_LIMIT)
+            except (FileNotFoundError, LabError):
+                continue
+        return found
+
+    def logs(self) -> dict[str, bytes]:
+        """The log of every process that was started, by name. Never raises for a lost host."""
+        try:
+            status = self.status()
+        except LabError:
+            return {}
+        return self.fetch(
+            lambda process: status[process.name].log if process.name in status else ""
+        )
+
+    def traces(self) -> str:
+        """All lines of the KV audit's trace, of all hosts."""
+        text = ""
+        for host in self._used_hosts():
+            run_dir = self._hosts[host].supervisor.run_dir
+            command = f"cat {trace_dir(run_dir)}/*.jsonl 2>/dev/null"
+            text += (
+                self._hosts[host]
+                .commands.run(command, timeout=self.cluster.timeouts.command)
+                .stdout
+            )
+        return text
+
+    def close(self) -> None:
+        self.service.close()
+
+    # --- the steps of up() ---
+
+    def _stage(self, bundle: Bundle) -> None:
+        def one(host: str) -> str:
+            commands, supervisor = self._hosts[host].commands, self._hosts[host].supervisor
+            note = "nothing of ours needed"
+            if host in self.plan.hosts_with_code():
+                copied = stage(
+                    commands,
+                    bundle,
+                    workdir=str(self.cluster.workdir_of(host)),
+                    run_dir=supervisor.run_dir,
+                    timeout=self.cluster.timeouts.command,
+                )
+                note = "code copied" if copied else "code is there already"
+            if self._ranktable is not None:
+                for path in {launch.ranktable_path for launch in self._launches(host)}:
+                    commands.put(self._ranktable, path)
+                    note += ", rank table placed"
+            return note
+
+        self._on_hosts("staging code and rank table", one)
+
+    def _start(self) -> None:
+        def one(host: str) -> str:
+            processes = self.plan.on(host)
+            for process in processes:
+                self._hosts[host].supervisor.start(_spec(process))
+            return ", ".join(process.name for process in processes)
+
+        self._on_hosts("starting processes", one)
+
+    def _wait_for_instances(self) -> None:
+        deadline = time.monotonic() + self.cluster.timeouts.ready
+
+        def one(host: str) -> str:
+            for launch in self._launches(host):
+                self._wait_healthy(launch, deadline)
+            return "engines answer"
+
+        self._on_hosts("engines load and start", one)
+
+    def _wait_for_links(self) -> None:
+        """One disaggregated request per prefiller and decoder: makes and proves every link."""
+        service = self.service
+
+        def one(decoder: str) -> list[Finding]:
+            findings: list[Finding] = []
+            for prefiller in service.prefillers:
+                where = Where(
+                    host=self.cluster.instances[decoder].host,
+                    instance=decoder,
+                    peer_host=self.cluster.instances[prefiller].host,
+                    peer_instance=prefiller,
+                )
+                try:
+                    answer = service.disaggregate(prefiller, decoder, "warm-up", max_tokens=2)
+                    findings += _as_link_failure(check_served(answer, where))
+                except RequestFailed as error:
+                    findings.append(
+                        Finding(
+                            id="kvlink.timeout", where=where, expected="an answer", got=str(error)
+                        )
+                    )
+            return findings
+
+        self._all_or_fail(
+            "KV links", {d: self.cluster.instances[d].host for d in service.decoders}, one
+        )
+
+    def _wait_for_proxy(self) -> None:
+        process = self.plan.proxy
+        deadline = time.monotonic() + min(60.0, self.cluster.timeouts.ready)
+
+        def one(_: str) -> list[Finding]:
+            self._wait_healthy(process, deadline)
+            where = Where(host=process.host, instance=process.name)
+            try:
+                return check_served(
+                    self.service.proxy.complete("Who are you?", max_tokens=4), where
+                )
+            except RequestFailed as error:
+                return [
+                    Finding(id="service.timeout", where=where, expected="an answer", got=str(error))
+                ]
+
+        self._all_or_fail("first completion through the proxy", {process.name: process.host}, one)
+
+    # --- helpers ---
+
+    def _wait_healthy(self, process: Process, deadline: float) -> None:
+        """Alive, port open, /health 200 and (an engine) the model listed; else BringUpFailed."""
+        is_engine = process.name in self.service.instances
+        client = self.service.instances.get(process.name, self.service.proxy)
+        started = time.monotonic()
+
+        def ready() -> bool | None:
+            status = self._hosts[process.host].supervisor.status()[process.name]
+            if not status.alive:
+                raise BringUpFailed([self._exited(process, status)])
+            if not client.healthy():
+                return None
+            if is_engine and self.cluster.model.served_name not in client.models():
+                return None
+            return True
+
+        try:
+            wait_for(
+                ready,
+                seconds=max(1.0, deadline - time.monotonic()),
+                what=f"{process.name} on {process.host} healthy",
+                interval=0.5,
+            )
+        except (WaitTimeout, RequestFailed) as error:
+            tail = self._tail(process)
+            raise BringUpFailed(
+                [
+                    Finding(
+                        id="engine.timeout",
+                        where=Where(host=process.host, instance=process.name),
+                        expected="healthy",
+                        got=f"{error} ({time.monotonic() - started:.0f} s)",
+                        hint=_likely_cause(tail),
+                        evidence=tuple(tail[-_SHOWN_LINES:]),
+                    )
+                ]
+            ) from error
+
+    def _exited(self, process: Process, status: ProcessStatus) -> Finding:
+        tail = self._tail(process)
+        return Finding(
+            id="engine.exited",
+            where=Where(host=process.host, instance=process.name),
+            expected="a running process",
+            got=f"it ended with exit code {status.exit_code}",
+            hint=_likely_cause(tail),
+            evidence=tuple(tail[-_SHOWN_LINES:]),
+        )
+
+    def _tail(self, process: Process) -> list[str]:
+        try:
+            return self._hosts[process.host].supervisor.tail(process.name, lines=_LOG_LINES)
+        except LabError as error:
+            return [f"(log not readable: {error})"]
+
+    def _used_hosts(self) -> list[str]:
+        return list(dict.fromkeys(process.host for process in self.plan.processes()))
+
+    def _launches(self, host: str) -> list[InstanceLaunch]:
+        return [launch for launch in self.plan.instances.values() if launch.host == host]
+
+    def _on_hosts(self, what: str, work: Callable[[str], str]) -> None:
+        """Do `work` on all used hosts at once, and tell who follows. Raises the first error."""
+        hosts = self._used_hosts()
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            futures = [pool.submit(self._timed, host, what, work) for host in hosts]
+        failures: list[Finding] = []
+        for future in futures:
+            error = future.exception()
+            if isinstance(error, BringUpFailed):
+                failures += error.findings
+            elif error is not None:
+                raise error
+        if failures:
+            raise BringUpFailed(failures)
+
+    def _timed(self, host: str, what: str, work: Callable[[str], str]) -> None:
+        self._progress.start(host, what)
+        start = time.time()
+        ok = False
+        try:
+            note = work(host)
+            ok = True
+            self._progress.done(host, note)
+        except Exception as error:
+            self._progress.fail(host, str(error).splitlines()[0])
+            raise
+        finally:
+            self.timeline.append(Step(host, what, start, time.time(), ok))
+
+    def _all_or_fail(
+        self, what: str, hosts: Mapping[str, str], probe: Callable[[str], list[Finding]]
+    ) -> None:
+        """`probe` all names at once, told under their hosts. Raises BringUpFailed."""
+
+        def one(name: str) -> list[Finding]:
+            found: list[Finding] = []
+
+            def work(_: str) -> str:
+                found.extend(probe(name))
+                if found:
+                    raise BringUpFailed(found)
+                return f"{what}: {name}"
+
+            try:
+                self._timed(hosts[name], f"{what} ({name})", work)
+            except BringUpFailed as failure:
+                return list(failure.findings)
+            return []
+
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            findings = [finding for found in pool.map(one, hosts) for finding in found]
+        if findings:
+            raise BringUpFailed([*findings, *self.check_alive()])
+
+
+def _spec(process: Process) -> ProcessSpec:
+    """PD_INSTANCE tells whoever looks at the host (and the audit) whose process it is."""
+    env = {**process.env, "PD_INSTANCE": process.name}
+    return ProcessSpec(name=process.name, argv=process.command, env=env, cwd=process.cwd)
+
+
+def _likely_cause(log: Sequence[str]) -> str:
+    """What the log's signatures say, for a hint; empty if they say nothing."""
+    hits = scan(log)
+    if not hits:
+        return ""
+    return (
+        f"Likely cause ({hits[0].signature.id}): {hits[0].signature.meaning}. Log: {hits[0].line}"
+    )
+
+
+def _as_link_failure(findings: Sequence[Finding]) -> list[Finding]:
+    """During bring-up a request that fails between two healthy engines is a link that failed."""
+    return [
+        Finding.model_validate(finding.model_dump() | {"id": "kvlink.failed"})
+        for finding in findings
+    ]
