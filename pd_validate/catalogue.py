@@ -427,6 +427,12 @@ _KINDS = (
         "server_id must be what vLLM's get_ip() answers; set VLLM_HOST_IP.",
     ),
     Kind(
+        "ranktable.device",
+        Layer.PLAN,
+        "A rank's device is not in its role's list, so the connector finds none for it.",
+        "Generate it again for the devices that the instance uses.",
+    ),
+    Kind(
         "ranktable.loopback",
         Layer.PLAN,
         "A real cluster's rank table has a loopback address.",
