@@ -243,9 +243,9 @@ def card(name: str) -> Json:
             bits = int(file.read(), 16)
     except (OSError, ValueError):
         bits = 0
-    flags = [
-        word for bit, word in ((0x1, "UP"), (0x8, "LOOPBACK"), (0x40, "RUNNING")) if bits & bit
-    ]
+    flags = [word for bit, word in ((0x1, "UP"), (0x8, "LOOPBACK")) if bits & bit]
+    if not bits & 0x40:  # IFF_RUNNING
+        flags.append("NO-CARRIER")
     addresses = []
     local = card_number(name, 0x8915)  # SIOCGIFADDR
     mask = card_number(name, 0x891B)  # SIOCGIFNETMASK
