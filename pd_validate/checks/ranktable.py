@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
+from itertools import groupby
 from typing import Any
 
-from pd_validate.findings import Cause, Finding, Severity, Where
+from pd_validate.findings import Finding, Severity, Where
 from pd_validate.ranktable import (
     A3_FIELDS,
     FIELDS,
@@ -63,9 +64,26 @@ def check_rank_tables(
     reference = _reference(cluster, readable, live)
     findings += check_same(readable, reference)
     table = readable[reference]
-    findings += check_table(cluster, plan, table)
-    findings += check_live(cluster, table, live.values())
-    return findings
+    stale = check_live(cluster, table, live.values())
+    findings += _explained(check_table(cluster, plan, table), stale)
+    return findings + stale
+
+
+def _explained(findings: list[Finding], stale: list[Finding]) -> list[Finding]:
+    """A duplicate of which one side is an outdated entry is that entry's fault."""
+    outdated = {
+        (f.where.host, f.where.device): f.as_cause() for f in stale if f.severity is Severity.FAIL
+    }
+
+    def explained(finding: Finding) -> Finding:
+        where = finding.where
+        ends = ((where.host, where.device), (where.peer_host, where.peer_device))
+        causes = tuple(outdated[end] for end in ends if end in outdated)
+        if finding.id != "ranktable.duplicate" or not causes:
+            return finding
+        return finding.model_copy(update={"because": causes})
+
+    return [explained(finding) for finding in findings]
 
 
 def _path_on(plan: LaunchPlan, host: str) -> str | None:
@@ -191,25 +209,24 @@ def _first_difference(right: Table, other: Table) -> str:
         if len(ours) != len(theirs):
             return f"{key} has {len(theirs)} devices, not {len(ours)}"
         for index, (expected, got) in enumerate(zip(ours, theirs, strict=True)):
-            for field in expected.keys() | got.keys():
+            for field in {**expected, **got}:
                 if expected.get(field) != got.get(field):
                     return (
                         f"{key}[{index}].{field} is {_short(got.get(field))}, "
                         f"not {_short(expected.get(field))}"
                     )
-    key = next(k for k in right.keys() | other.keys() if right.get(k) != other.get(k))
+    key = next(key for key in {**right, **other} if right.get(key) != other.get(key))
     return f"{key} is {_short(other.get(key))}, not {_short(right.get(key))}"
 
 
 def check_table(cluster: Cluster, plan: LaunchPlan, table: Table) -> list[Finding]:
     """Faults of a readable table, by itself and against the plan; one finding per fault."""
-    loopback = list(_loopback(cluster, table))
-    return [
-        *loopback,
+    inside = [
+        *_loopback(cluster, table),
         *_overlaps(cluster, table),
         *_duplicates(cluster, table),
-        *_picks(cluster, plan, table, because=tuple(f.as_cause() for f in loopback)),
     ]
+    return [*inside, *_picks(cluster, plan, table, inside)]
 
 
 def _entries(table: Table) -> Iterator[tuple[Role, Mapping[str, str]]]:
@@ -310,28 +327,48 @@ def _named(what: str, entry: Mapping[str, str]) -> str:
 
 
 def _picks(
-    cluster: Cluster, plan: LaunchPlan, table: Table, *, because: tuple[Cause, ...]
+    cluster: Cluster, plan: LaunchPlan, table: Table, inside: list[Finding]
 ) -> Iterator[Finding]:
-    """What each rank would pick, against the device it runs on."""
-    lost: set[str] = set()
-    for seat in seats(cluster):
-        server_id = plan.instances[seat.instance].env.get(HOST_IP, seat.server_id)
-        listed = [e for e in table[LIST_OF[seat.role]] if e["server_id"] == server_id]
-        if not listed:
-            if seat.instance not in lost:
-                lost.add(seat.instance)
-                yield _no_server_id(table, seat, server_id, because=because)
-            continue
-        visible = _visible(plan, seat)
+    """What the ranks of each instance would pick, against the devices they run on.
+
+    `inside`: faults of the table itself; they explain wrong picks on the same host.
+    """
+    for name, ranks in groupby(seats(cluster), key=lambda seat: seat.instance):
+        finding = _instance_picks(plan, table, list(ranks))
+        if finding is not None:
+            host = plan.instances[name].host
+            because = tuple(f.as_cause() for f in inside if f.where.host in (None, host))
+            yield finding.model_copy(update={"because": because})
+
+
+def _instance_picks(plan: LaunchPlan, table: Table, ranks: list[Seat]) -> Finding | None:
+    first = ranks[0]
+    server_id = plan.instances[first.instance].env.get(HOST_IP, first.server_id)
+    key = LIST_OF[first.role]
+    listed = [entry["device_id"] for entry in table[key] if entry["server_id"] == server_id]
+    if not listed:
+        return _no_server_id(table, first, server_id)
+    absent = [seat for seat in ranks if str(seat.device) not in listed]
+    if absent:
+        missing = ", ".join(f"{seat.device} (rank {seat.rank})" for seat in absent)
+        return Finding(
+            id="ranktable.device",
+            where=_where(absent[0]),
+            expected=f"{_plural('device', absent)} {missing} of {server_id} in {key}",
+            got=f"only {', '.join(listed)}",
+        )
+    wrong: list[tuple[Seat, Pick | None]] = []
+    for seat in ranks:
         pick = picks(
             table,
             seat.role,
             server_id=server_id,
-            visible_devices=visible,
+            visible_devices=_visible(plan, seat),
             tp_rank=seat.tp_rank,
         )
         if pick is None or pick.device_id != str(seat.device):
-            yield _wrong_pick(seat, pick, listed, visible)
+            wrong.append((seat, pick))
+    return _wrong_picks(wrong, listed, _visible(plan, wrong[0][0])) if wrong else None
 
 
 def _visible(plan: LaunchPlan, seat: Seat) -> str | None:
@@ -344,12 +381,9 @@ def _visible(plan: LaunchPlan, seat: Seat) -> str | None:
     return ",".join(text.split(",")[first : first + width])
 
 
-def _no_server_id(
-    table: Table, seat: Seat, server_id: str, *, because: tuple[Cause, ...]
-) -> Finding:
+def _no_server_id(table: Table, seat: Seat, server_id: str) -> Finding:
     key = LIST_OF[seat.role]
-    there = sorted({entry["server_id"] for entry in table[key]})
-    got = f"{key} has {', '.join(there)}"
+    got = f"{key} has {', '.join(sorted({entry['server_id'] for entry in table[key]}))}"
     hint = ""
     if any(e["server_id"] == server_id for role, e in _entries(table) if role is not seat.role):
         got += f"; {server_id} is only in the other list"
@@ -360,38 +394,43 @@ def _no_server_id(
         expected=f"server_id {server_id} in {key}",
         got=got,
         hint=hint,
-        because=because,
     )
 
 
-def _wrong_pick(
-    seat: Seat, pick: Pick | None, listed: list[Mapping[str, str]], visible: str | None
+def _wrong_picks(
+    wrong: list[tuple[Seat, Pick | None]], listed: list[str], visible: str | None
 ) -> Finding:
-    where = Where(host=seat.host, device=seat.device, instance=seat.instance, rank=seat.rank)
-    order = ", ".join(entry["device_id"] for entry in listed)
-    expected = f"rank {seat.rank} picks device {seat.device}"
-    if str(seat.device) not in {entry["device_id"] for entry in listed}:
-        return Finding(
-            id="ranktable.device",
-            where=where,
-            expected=f"device {seat.device} in {LIST_OF[seat.role]}",
-            got=f"{seat.server_id} is there with device {order}",
-        )
+    seat, pick = wrong[0]
+    order = ", ".join(listed)
+    sees = f"{VISIBLE_DEVICES} is {visible!r}" if visible else f"{VISIBLE_DEVICES} is not set"
     if pick is None:
         return Finding(
             id="ranktable.device",
-            where=where,
-            expected=expected,
-            got=f"it finds none: {VISIBLE_DEVICES}={visible!r} leaves too few of device {order}",
+            where=_where(seat),
+            expected=f"rank {seat.rank} picks device {seat.device}",
+            got=f"it finds none among {order}: {sees}",
             hint=f"Write {VISIBLE_DEVICES} without blanks, with the instance's devices.",
         )
+    expected = ", ".join(f"rank {s.rank} picks device {s.device}" for s, _ in wrong)
+    got = ", ".join(f"rank {s.rank} {_picked(p)}" for s, p in wrong)
     return Finding(
         id="ranktable.order",
-        where=where,
+        where=_where(seat),
         expected=expected,
-        got=f"it picks device {pick.device_id}; the table's order is {order}, "
-        f"{VISIBLE_DEVICES} is {visible if visible else 'not set'}",
+        got=f"{got}; the table's order is {order}, {sees}",
     )
+
+
+def _picked(pick: Pick | None) -> str:
+    return "finds none" if pick is None else f"picks device {pick.device_id}"
+
+
+def _where(seat: Seat) -> Where:
+    return Where(host=seat.host, device=seat.device, instance=seat.instance, rank=seat.rank)
+
+
+def _plural(noun: str, things: list[Seat]) -> str:
+    return noun if len(things) == 1 else f"{noun}s"
 
 
 def check_live(cluster: Cluster, table: Table, addresses: Iterable[DeviceAddress]) -> list[Finding]:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pd_validate.spec.models import Cluster, ConnectorSpec, EngineSpec, InstanceSpec, Role
 from pd_validate.spec.placeholders import expanded, values_of
-from pd_validate.spec.ports import side_channel_base, side_channel_ports
+from pd_validate.spec.ports import side_channel_base, side_channel_of
 from pd_validate.spec.profiles import profile_of
 from pd_validate.spec.rules import PROXY_NAME
 
@@ -135,6 +135,11 @@ def trace_dir(run_dir: str) -> str:
     return f"{run_dir}/trace"
 
 
+def metrics_dir(run_dir: str) -> str:
+    """Where our connector writes its metrics files on a host."""
+    return f"{run_dir}/metrics"
+
+
 def ranktable_path(cluster: Cluster, run_dir: str) -> str:
     """Where the rank table lies on a host whose run directory is `run_dir`."""
     stated = cluster.ranktable.path
@@ -162,17 +167,13 @@ def _instance(
     cluster: Cluster, name: str, spec: InstanceSpec, run_dir: str, audit: AuditLevel
 ) -> InstanceLaunch:
     engine = cluster.engine_of(name)
-    base = side_channel_base(cluster, name)
-    ports = side_channel_ports(
-        base, tensor_parallel=engine.tensor_parallel, data_parallel=engine.data_parallel
-    )
-    transfer = kv_transfer_config(cluster, name, audit=audit, trace=trace_dir(run_dir))
+    transfer = kv_transfer_config(cluster, name, audit=audit, run_dir=run_dir)
     needs_code = cluster.connector.kind == "ours" or audit != "off"
     return InstanceLaunch(
         name=name,
         host=spec.host,
         argv=_vllm_serve(cluster, spec, engine, transfer),
-        env=_engine_env(cluster, spec, engine, base, ranktable_path(cluster, run_dir)),
+        env=_engine_env(cluster, name, run_dir),
         cwd=run_dir,
         setup=_setup(cluster),
         code=code_dir(run_dir) if needs_code else None,
@@ -180,7 +181,7 @@ def _instance(
         devices=spec.devices,
         address=cluster.hosts[spec.host].address,
         port=spec.port,
-        side_channel_ports=tuple(ports),
+        side_channel_ports=tuple(side_channel_of(cluster, name)),
         ranktable_path=ranktable_path(cluster, run_dir),
         engine=engine,
     )
@@ -192,10 +193,10 @@ def _setup(cluster: Cluster) -> tuple[str, ...]:
     return profile_of(cluster).setup
 
 
-def _engine_env(
-    cluster: Cluster, spec: InstanceSpec, engine: EngineSpec, base: int, ranktable: str
-) -> dict[str, str]:
+def _engine_env(cluster: Cluster, instance: str, run_dir: str) -> dict[str, str]:
     """The guide's variables in the guide's order, then ours, then the file's over both."""
+    spec = cluster.instances[instance]
+    base = side_channel_base(cluster, instance)
     host = cluster.hosts[spec.host]
     nic = cluster.nic_of(spec.host)
     env = {
@@ -203,7 +204,7 @@ def _engine_env(
         "GLOO_SOCKET_IFNAME": nic,
         "TP_SOCKET_IFNAME": nic,
         "HCCL_SOCKET_IFNAME": nic,
-        RANK_TABLE_PATH: ranktable,
+        RANK_TABLE_PATH: ranktable_path(cluster, run_dir),
         "OMP_PROC_BIND": "false",
         "OMP_NUM_THREADS": "10",
         "VLLM_USE_V1": "1",
@@ -216,7 +217,7 @@ def _engine_env(
     alone = len(cluster.instances_on(spec.host)) == 1
     if not alone or base != ConnectorSpec().side_channel_port:
         env[RPC_PORT] = str(base)
-    return env | cluster.env | host.env | engine.env
+    return env | cluster.env | host.env | cluster.engine_of(instance).env
 
 
 def _vllm_serve(
@@ -255,7 +256,7 @@ def _vllm_serve(
 
 
 def kv_transfer_config(
-    cluster: Cluster, instance: str, *, audit: AuditLevel, trace: str
+    cluster: Cluster, instance: str, *, audit: AuditLevel, run_dir: str
 ) -> dict[str, Any]:
     """The value of `--kv-transfer-config`: keys in the guide's order."""
     connector, spec = cluster.connector, cluster.instances[instance]
@@ -270,8 +271,9 @@ def kv_transfer_config(
     config["kv_port"] = connector.kv_port
     config["engine_id"] = engine_id(connector, instance, spec)
     config["kv_connector_module_path"] = module
-    if connector.extra:
-        config["kv_connector_extra_config"] = connector.extra
+    extra = _our_settings(cluster, instance, run_dir) if connector.kind == "ours" else {}
+    if extra | connector.extra:
+        config["kv_connector_extra_config"] = extra | connector.extra
     if audit == "off":
         return config
     inner = {
@@ -283,10 +285,24 @@ def kv_transfer_config(
         "kv_connector": "AuditConnector",
         "kv_connector_module_path": "connector.audit",
         "kv_connector_extra_config": {
-            "audit": {"level": audit, "directory": trace, "instance": instance},
+            "audit": {"level": audit, "directory": trace_dir(run_dir), "instance": instance},
             "inner": inner,
         },
     }
+
+
+def _our_settings(cluster: Cluster, instance: str, run_dir: str) -> dict[str, Any]:
+    """Settings of our connector that only the plan knows; the file's `extra` goes over them."""
+    settings: dict[str, Any] = {
+        "instance": instance,
+        "metrics_directory": metrics_dir(run_dir),
+    }
+    if cluster.instances[instance].role is Role.DECODE:
+        settings["prelink_peers"] = [
+            f"{cluster.hosts[spec.host].address}:{side_channel_of(cluster, name)[0]}"
+            for name, spec in cluster.instances_of(Role.PREFILL).items()
+        ]
+    return settings
 
 
 def _connector_class(connector: ConnectorSpec) -> tuple[str, str]:
@@ -337,9 +353,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def render_shell(plan: LaunchPlan, host: str) -> str:
-    """What `plan` runs on `host`, as shell text that can be pasted into a terminal there."""
-    return "\n\n".join(_shell(process) for process in plan.on(host))
+def render_shell(plan: LaunchPlan, host: str, *, enter: Sequence[Sequence[str]] = ()) -> str:
+    """What `plan` runs on `host`, as shell text that can be pasted into a terminal there.
+
+    `enter`: commands that lead into the host's container (`runtime.enter`).
+    """
+    parts = [shlex.join(command) for command in enter]
+    return "\n\n".join([*parts, *(_shell(process) for process in plan.on(host))])
 
 
 def _shell(process: Process) -> str:

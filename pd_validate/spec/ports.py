@@ -74,6 +74,16 @@ def side_channel_base(cluster: Cluster, instance: str) -> int:
     raise AssertionError(f"{instance} is not on its own host")
 
 
+def side_channel_of(cluster: Cluster, instance: str) -> range:
+    """The side-channel ports of an instance, one per rank."""
+    engine = cluster.engine_of(instance)
+    return side_channel_ports(
+        side_channel_base(cluster, instance),
+        tensor_parallel=engine.tensor_parallel,
+        data_parallel=engine.data_parallel,
+    )
+
+
 def port_plan(cluster: Cluster) -> list[PortUse]:
     """Every port that instances and proxy listen on, in the order of the file."""
     return list(_port_uses(cluster))
@@ -81,13 +91,8 @@ def port_plan(cluster: Cluster) -> list[PortUse]:
 
 def _port_uses(cluster: Cluster) -> Iterator[PortUse]:
     for name, spec in cluster.instances.items():
-        engine = cluster.engine_of(name)
         yield PortUse(spec.host, spec.port, spec.port, name, "API", ("instances", name, "port"))
-        side = side_channel_ports(
-            side_channel_base(cluster, name),
-            tensor_parallel=engine.tensor_parallel,
-            data_parallel=engine.data_parallel,
-        )
+        side = side_channel_of(cluster, name)
         yield PortUse(
             spec.host,
             side[0],
