@@ -167,7 +167,7 @@ class Device(Model):
     gateway6: str | None = None
     netdetect6: str | None = None
     mac: str = "00:00:00:00:00:00"
-    mtu: int = 4200  # bytes
+    mtu: int = 8192  # bytes
     speed: int = 200000  # Mb/s; 65535 is shown as Unknown
     duplex: Literal["full", "half", "unknown"] = "full"
     vnic: Vnic = Vnic()
@@ -189,7 +189,6 @@ class Driver(Model):
     state: Literal["loaded", "not-loaded", "held"] = "loaded"  # held: by another container
     version: str = "25.5.1"
     firmware: str = "7.7.0.6.236"
-    network_driver: str = "1.0.4.0"
 
 
 class Superpod(Model):
@@ -244,6 +243,9 @@ class FabricState(Model):
 
     product: Product = Product.A2
     hosts: dict[str, Host]
+    # Factor on the waits that the vendor's tools have built in: 1 s at least of a -hccs_ping,
+    # 300 s for a device that is not ready.
+    wait_scale: float = Field(default=1.0, ge=0)
     paths: list[PathRule] = []
     kv_faults: list[dict[str, Any]] = []  # interpreted by llm_datadist alone
 
@@ -289,16 +291,22 @@ class FabricState(Model):
 
 
 def healthy_cluster(
-    hosts: Mapping[str, str], product: Product = Product.A2, *, seconds: float = 0.0
+    hosts: Mapping[str, str],
+    product: Product = Product.A2,
+    *,
+    seconds: float = 0.0,
+    wait_scale: float = 0.05,
 ) -> FabricState:
     """A cluster in which nothing is wrong.
 
-    `hosts`: name -> the host's own address, in order; `seconds`: what each tool call takes.
+    `hosts`: name -> the host's own address, in order; `seconds`: what each tool call takes;
+    `wait_scale`: see `FabricState` (1 is faithful and slow).
     Device d of the n-th host (from 0) has 10.20.<n + 1>.<10 + d>/16, all in one subnet behind
     the gateway 10.20.0.1. On A3 the hosts fill superpods of 48 in that order.
     """
     return FabricState(
         product=product,
+        wait_scale=wait_scale,
         hosts={
             name: _healthy_host(index, address, product, seconds)
             for index, (name, address) in enumerate(hosts.items())

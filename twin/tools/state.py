@@ -6,6 +6,7 @@ take longer to import than a tool takes to answer). The layout of ``$TWIN_STATE/
 reader needs to know):
 
     {"product": "A2" | "A3",
+     "wait_scale": 1.0,                   factor on the waits that are built into the tools
      "device_defaults": {...},            fields of a device that it does not state itself
      "hosts": {NAME: {
          "address": "127.0.0.2",          of the host itself
@@ -31,6 +32,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     Layout = dict[str, Any]
@@ -97,6 +99,19 @@ def load(directory: str | None = None) -> Layout:
     for host in layout["hosts"].values():
         host["devices"] = {number: defaults | d for number, d in host["devices"].items()}
     return layout
+
+
+def override_of(host: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | None:
+    """The entry of `tools` that answers this call verbatim, if there is one."""
+    if not host["tools"]:
+        return None
+    called = _normal(" ".join(argv))
+    return next((tool for tool in host["tools"] if _normal(tool["command"]) == called), None)
+
+
+def _normal(command: str) -> str:
+    program, *words = command.split() or [""]
+    return " ".join([program.rpartition("/")[2], *words])
 
 
 def owners(layout: Layout, ip: str) -> list[Owner]:
