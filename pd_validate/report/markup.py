@@ -1,0 +1,53 @@
+"""Elements of HTML and SVG from Python, escaped by construction.
+
+Text is escaped unless it is `Markup`, and only `el` makes `Markup` out of values, so no
+log line of a host can become a tag in the report.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+
+class Markup(str):
+    """Text that is HTML or SVG already."""
+
+    __slots__ = ()
+
+
+Child = str | int | None
+Attribute = str | int | float | None
+
+_VOID = frozenset({"meta", "br", "hr", "col"})
+
+
+def el(tag: str, *children: Child, **attributes: Attribute) -> Markup:
+    """One element. Attributes: None leaves it out, `_` becomes `-`, `cls` is `class`."""
+    shown = "".join(
+        f' {_attribute_name(name)}="{escape(_text(value))}"'
+        for name, value in attributes.items()
+        if value is not None
+    )
+    if tag in _VOID:
+        return Markup(f"<{tag}{shown}>")
+    return Markup(f"<{tag}{shown}>{join(*children)}</{tag}>")
+
+
+def join(*children: Child) -> Markup:
+    """Children one after the other; None is nothing."""
+    return Markup(
+        "".join(
+            child if isinstance(child, Markup) else escape(str(child), quote=False)
+            for child in children
+            if child is not None
+        )
+    )
+
+
+def _attribute_name(name: str) -> str:
+    return "class" if name == "cls" else name.rstrip("_").replace("_", "-")
+
+
+def _text(value: str | int | float) -> str:
+    # Two decimals of a pixel are enough, and keep a page of a thousand cells small.
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

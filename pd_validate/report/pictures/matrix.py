@@ -1,0 +1,144 @@
+"""Checks x NPUs: one cell per check and place, in the colour of its verdict.
+
+NPUs stand in columns, grouped by host; a check of a whole host is one wide cell. Clusters
+with more NPUs than fit are drawn in several blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pd_validate.findings import Verdict, Where
+from pd_validate.report.markup import Markup, el, join
+from pd_validate.report.pictures.draw import svg, text, with_title
+from pd_validate.report.record import HostNode, Npu, RunRecord, worst
+from pd_validate.report.states import State, States, state_of_verdict
+
+_LABELS = 200  # width of the check names
+_STEP = 20  # a column, with its gap
+_ROW = 20
+_CELL = 17
+_HOST_GAP = 14
+_HEAD = 44
+_NPUS_PER_BLOCK = 40
+_MARKS = {State.FAIL: "✕", State.UNKNOWN: "?", State.WARN: "!"}
+
+# A place a check is about: an NPU, a whole host (device None), or the cluster (both None).
+_Place = tuple[str | None, int | None]
+
+
+def matrix(record: RunRecord, states: States) -> Markup:
+    """All check results; several of one check at one place are merged, the worst counts."""
+    verdicts: dict[tuple[str, _Place], Verdict] = {}
+    for check in record.checks:
+        key = (check.id, _place(check.where, states))
+        verdicts[key] = worst([check.verdict, *filter(None, [verdicts.get(key)])]) or check.verdict
+    blocks = [_Block(record, states, verdicts, hosts) for hosts in _blocks(record.hosts)]
+    return join(*(block.draw() for block in blocks))
+
+
+def _place(where: Where, states: States) -> _Place:
+    npu = states.npu_of(where)
+    return (npu.host, npu.device) if npu else (states.host_of(where), None)
+
+
+def _blocks(hosts: Sequence[HostNode]) -> list[list[HostNode]]:
+    """Hosts side by side, as many as fit; at least one."""
+    result: list[list[HostNode]] = []
+    room = 0
+    for host in hosts:
+        columns = max(2, len(host.devices))
+        if not result or room < columns:
+            result.append([])
+            room = _NPUS_PER_BLOCK
+        result[-1].append(host)
+        room -= columns
+    return result or [[]]
+
+
+@dataclass(frozen=True)
+class _Block:
+    record: RunRecord
+    states: States
+    verdicts: dict[tuple[str, _Place], Verdict]
+    hosts: Sequence[HostNode]
+
+    def draw(self) -> Markup:
+        ids = self._check_ids()
+        left: list[float] = []
+        x: float = _LABELS
+        for host in self.hosts:
+            left.append(x)
+            x += max(2, len(host.devices)) * _STEP + _HOST_GAP
+        width = max(x - _HOST_GAP, _LABELS + 2 * _STEP)
+        head = [self._host_head(host, at) for host, at in zip(self.hosts, left, strict=True)]
+        rows = [
+            self._row(check_id, _HEAD + number * _ROW, left, width)
+            for number, check_id in enumerate(ids)
+        ]
+        names = ", ".join(host.name for host in self.hosts)
+        return svg(width + 2, _HEAD + len(ids) * _ROW + 4, *head, *rows, title=f"Checks of {names}")
+
+    def _check_ids(self) -> list[str]:
+        first: dict[str, int] = {}
+        for check in self.record.checks:
+            first.setdefault(check.id, check.layer or 0)
+        return sorted(first, key=first.__getitem__)
+
+    def _host_head(self, host: HostNode, x: float) -> Markup:
+        shapes = [text(x, 14, host.name, cls="host-name small")]
+        for index, device in enumerate(host.devices):
+            npu = Npu(host=host.name, device=device)
+            state = self.states.npu(npu)
+            number = text(
+                x + index * _STEP + _CELL / 2, 35, str(device), cls="axis", anchor="middle"
+            )
+            shapes.append(
+                el("g", with_title(f"{npu}: {state.label}", number), cls=f"s-{state.value} ink")
+            )
+        return join(*shapes)
+
+    def _row(self, check_id: str, y: float, left: Sequence[float], width: float) -> Markup:
+        shapes = [text(0, y + 13, check_id, cls="check-name")]
+        cluster = self.verdicts.get((check_id, (None, None)))
+        if cluster is not None:
+            shapes.append(
+                self._cell(_LABELS, y, width - _LABELS, cluster, f"{check_id}, cluster", None)
+            )
+        for host, x in zip(self.hosts, left, strict=True):
+            span = max(2, len(host.devices)) * _STEP - (_STEP - _CELL)
+            whole = self.verdicts.get((check_id, (host.name, None)))
+            if whole is not None:
+                title = f"{check_id}, {host.name}"
+                anchor = self.states.anchor_at_host(host.name)
+                shapes.append(self._cell(x, y, span, whole, title, anchor))
+            for index, device in enumerate(host.devices):
+                verdict = self.verdicts.get((check_id, (host.name, device)))
+                if verdict is None:
+                    continue
+                npu = Npu(host=host.name, device=device)
+                shapes.append(
+                    self._cell(
+                        x + index * _STEP,
+                        y,
+                        _CELL,
+                        verdict,
+                        f"{check_id}, {npu}",
+                        self.states.anchor_at_npu(npu),
+                    )
+                )
+        return join(*shapes)
+
+    def _cell(
+        self, x: float, y: float, width: float, verdict: Verdict, what: str, anchor: str | None
+    ) -> Markup:
+        state = state_of_verdict(verdict)
+        mark = _MARKS.get(state)
+        shapes = [el("rect", x=x, y=y, width=width, height=_CELL, rx=3, cls="fill")]
+        if mark:
+            shapes.append(text(x + width / 2, y + 12.5, mark, cls="mark", anchor="middle"))
+        href = f"#{anchor}" if anchor and state is not State.PASS else None
+        return el(
+            "g", with_title(f"{what}: {state.label}", *shapes, href=href), cls=f"s-{state.value}"
+        )

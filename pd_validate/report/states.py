@@ -1,0 +1,234 @@
+"""The state of a place (NPU, host, instance, KV link) and of a layer, for the pictures.
+
+A place that has a root finding is the culprit; one that only has consequences is affected.
+The difference is what lets an eye find one dead link among forty red things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pd_validate.catalogue import CATALOGUE, Layer
+from pd_validate.findings import Cause, Finding, Severity, Verdict, Where
+from pd_validate.report.families import families
+from pd_validate.report.record import InstanceNode, Npu, Outcome, RunRecord
+
+
+class State(StrEnum):
+    """Worst first. AFFECTED: suffers from a fault elsewhere. NONE: nothing looked at it."""
+
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+    AFFECTED = "affected"
+    WARN = "warn"
+    PASS = "pass"
+    NONE = "none"
+
+    @property
+    def label(self) -> str:
+        return {"none": "not checked", "unknown": "could not measure"}.get(self.value, self.value)
+
+
+_RANK = {state: number for number, state in enumerate(State)}
+_OF_VERDICT = {
+    Verdict.PASS: State.PASS,
+    Verdict.FAIL: State.FAIL,
+    Verdict.UNKNOWN: State.UNKNOWN,
+}
+_OF_SEVERITY = {
+    Severity.FAIL: State.FAIL,
+    Severity.UNKNOWN: State.UNKNOWN,
+    Severity.WARN: State.WARN,
+}
+# A red test that names no finding still makes its layer red.
+_OF_OUTCOME = {Outcome.FAILED: State.FAIL, Outcome.BROKEN: State.UNKNOWN}
+
+
+def worst_state(states: Iterable[State]) -> State:
+    return min(states, key=_RANK.__getitem__, default=State.NONE)
+
+
+def state_of_verdict(verdict: Verdict) -> State:
+    return _OF_VERDICT[verdict]
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One step of the layer ladder; `done` counts the checks and tests that passed there."""
+
+    layer: Layer
+    state: State
+    done: int
+    total: int
+
+
+class States:
+    """Answers "how is this place?" for one record."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._instances = {instance.name: instance for instance in record.instances}
+        self._anchors: dict[Cause, str] = {}
+        self._roots: list[Finding] = []
+        self._consequences: list[Finding] = []
+        for number, family in enumerate(families(record.findings), start=1):
+            self._roots.append(family.root)
+            self._consequences += family.consequences
+            for finding in (family.root, *family.consequences):
+                self._anchors.setdefault(finding.as_cause(), f"f{number}")
+
+    def npu_of(self, where: Where) -> Npu | None:
+        """The NPU a place is on: stated, or the one that this rank of this instance uses."""
+        if where.host is not None and where.device is not None:
+            return Npu(host=where.host, device=where.device)
+        instance = self._instances.get(where.instance or "")
+        if instance is None or where.rank is None or where.rank >= len(instance.devices):
+            return None
+        return Npu(host=instance.host, device=instance.devices[where.rank])
+
+    def host_of(self, where: Where) -> str | None:
+        if where.host is not None:
+            return where.host
+        instance = self._instances.get(where.instance or "")
+        return instance.host if instance else None
+
+    def npu(self, npu: Npu) -> State:
+        return self._state(
+            lambda where: self.npu_of(where) == npu,
+            touches=lambda where: (where.peer_host, where.peer_device) == (npu.host, npu.device),
+        )
+
+    def port(self, npu: Npu) -> State:
+        """The RoCE port of an NPU: only what concerns its link and its network."""
+        layers = (Layer.LINK, Layer.NPU_NETWORK)
+        checks = [
+            check.verdict
+            for check in self._record.checks
+            if check.layer in layers and self.npu_of(check.where) == npu
+        ]
+        return self._state_of_findings(
+            lambda finding: finding.layer in layers and self.npu_of(finding.where) == npu,
+            default=worst_state(map(state_of_verdict, checks)),
+        )
+
+    def host(self, name: str) -> State:
+        """The host itself, apart from its NPUs and instances."""
+        return self._state(
+            lambda where: (
+                where.host == name and self.npu_of(where) is None and where.instance is None
+            ),
+            touches=lambda where: where.peer_host == name and where.peer_device is None,
+        )
+
+    def instance(self, instance: InstanceNode) -> State:
+        own = self._state(
+            lambda where: where.instance == instance.name,
+            touches=lambda where: where.peer_instance == instance.name,
+        )
+        npus = [self.npu(Npu(host=instance.host, device=device)) for device in instance.devices]
+        if State.FAIL in npus and own is not State.FAIL:
+            return State.AFFECTED
+        return own
+
+    def proxy(self) -> State:
+        layers = (Layer.PROXY,)
+        return self._state_of_findings(
+            lambda finding: finding.layer in layers,
+            default=self.layer(Layer.PROXY).state,
+        )
+
+    def kv_link(self, source: InstanceNode, target: InstanceNode) -> State:
+        """The way of KV from a prefill to a decode instance."""
+        names = {source.name, target.name}
+
+        def concerns(finding: Finding) -> bool:
+            where = finding.where
+            stated = {name for name in (where.instance, where.peer_instance) if name}
+            kv_layers = (Layer.KV_LINK, Layer.KV_DATA)
+            return finding.layer in kv_layers and bool(stated) and stated <= names
+
+        pairs = [
+            pair
+            for pair in self._record.kv_pairs
+            if (pair.source.instance, pair.target.instance) == (source.name, target.name)
+        ]
+        if any(pair.mismatches for pair in pairs):
+            return State.FAIL
+        default = State.PASS if any(pair.blocks_compared for pair in pairs) else State.NONE
+        state = self._state_of_findings(concerns, default=default)
+        ends = (self.instance(source), self.instance(target))
+        if state is State.NONE and (State.FAIL in ends or State.AFFECTED in ends):
+            return State.AFFECTED
+        return state
+
+    def layer(self, layer: Layer) -> LayerState:
+        """How a whole layer stands, from its findings, checks and tests."""
+        checks = [check.verdict for check in self._record.checks if check.layer is layer]
+        tests = [
+            test
+            for test in self._record.tests
+            if test.layer is layer and test.outcome is not Outcome.SKIPPED
+        ]
+        outcomes = [test.outcome for test in tests]
+        done = checks.count(Verdict.PASS) + outcomes.count(Outcome.PASSED)
+        total = len(checks) + len(tests)
+        if layer is Layer.LEFTOVER:
+            total = len(self._record.leftovers)
+            done = sum(not items for items in self._record.leftovers.values())
+        unexplained = {
+            _OF_OUTCOME[test.outcome]
+            for test in tests
+            if not test.findings and test.outcome in _OF_OUTCOME
+        }
+        default = State.PASS if done else State.NONE
+        if Outcome.BLOCKED in outcomes:
+            default = State.AFFECTED
+        elif not any(finding.layer is layer for finding in self._record.findings):
+            default = worst_state([default, *map(state_of_verdict, checks)])
+        state = self._state_of_findings(
+            lambda finding: finding.layer is layer, default=worst_state([default, *unexplained])
+        )
+        return LayerState(layer, state, done, total)
+
+    def anchor(self, finding: Finding) -> str:
+        """The place in the page where this finding, or the family it belongs to, is told."""
+        return self._anchors[finding.as_cause()]
+
+    def anchor_at_npu(self, npu: Npu) -> str | None:
+        """The first family that has a finding at this NPU, if any."""
+        return self._first_anchor(lambda finding: self.npu_of(finding.where) == npu)
+
+    def anchor_at_host(self, host: str) -> str | None:
+        """The first family that has a finding at this host or anything on it, if any."""
+        return self._first_anchor(lambda finding: self.host_of(finding.where) == host)
+
+    def anchor_of_id(self, finding_id: str) -> str | None:
+        """The first family that has a finding with this id, if any."""
+        return self._first_anchor(lambda finding: finding.id == finding_id)
+
+    def _first_anchor(self, wanted: Callable[[Finding], bool]) -> str | None:
+        for finding in (*self._roots, *self._consequences):
+            if wanted(finding):
+                return self.anchor(finding)
+        return None
+
+    def _state(self, here: Callable[[Where], bool], touches: Callable[[Where], bool]) -> State:
+        """From findings at a place; those that only touch it (the far end) make it affected."""
+        states = [_OF_SEVERITY[f.severity] for f in self._roots if here(f.where)]
+        if any(here(f.where) or touches(f.where) for f in self._consequences):
+            states.append(State.AFFECTED)
+        states += [_OF_VERDICT[c.verdict] for c in self._record.checks if here(c.where)]
+        return worst_state(states)
+
+    def _state_of_findings(self, concerns: Callable[[Finding], bool], default: State) -> State:
+        states = [_OF_SEVERITY[f.severity] for f in self._roots if concerns(f)]
+        if any(concerns(finding) for finding in self._consequences):
+            states.append(State.AFFECTED)
+        return worst_state([*states, default])
+
+
+def layers_of_catalogue() -> list[Layer]:
+    """All layers that any finding can be in, highest first, as a ladder is drawn."""
+    return sorted({kind.layer for kind in CATALOGUE.values()}, reverse=True)
