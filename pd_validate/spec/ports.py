@@ -14,7 +14,7 @@ from pd_validate.spec.models import Cluster
 from pd_validate.spec.source import KeyPath
 
 HCCL_BASE_PORT = 60000  # HCCL_IF_BASE_PORT, if it is not set
-HCCL_PORT_COUNT = 32  # host ports from the base on that HCCL may take
+HCCL_PORT_COUNT = 16  # host ports from the base on that HCCL may take
 
 
 @dataclass(frozen=True)
