@@ -1,0 +1,206 @@
+"""The SSH server of one simulated host: real keys, real shells, real SFTP, one process.
+
+``python -m twin.sshd --config FILE`` serves until it is ended or its standard input closes
+(its parent holds the other end, so it cannot outlive the parent). It prints one JSON line
+``{"port": N}`` once it accepts connections.
+
+It behaves as OpenSSH's sshd does without a terminal [tried with OpenSSH 9.2p1]: each command
+runs by ``/bin/sh -c`` in a session of its own; when the client goes away, the command gets end
+of file and broken pipes, but no signal; the channel stays open until both the command has ended
+and nobody holds its output any more; a death by signal is reported as exit-signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+import asyncssh
+
+_CHUNK = 64 * 1024  # bytes
+_LIFELINE = 0  # standard input: our parent's hold on us
+
+
+@dataclass(frozen=True)
+class SshdConfig:
+    """What one server needs to know. Paths are absolute; port 0 lets the kernel choose."""
+
+    address: str
+    port: int
+    user: str
+    host_key: str
+    authorized_keys: str
+    directory: str  # the host's home: where commands start
+    env: dict[str, str] = field(default_factory=dict)  # the whole environment of commands
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> SshdConfig:
+        return cls(**json.loads(text))
+
+
+class _Server(asyncssh.SSHServer):  # type: ignore[misc]  # asyncssh is skipped by mypy
+    """One connection: public keys only, one user, forwarding allowed (for jump hosts)."""
+
+    def __init__(self, config: SshdConfig) -> None:
+        self._config = config
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+
+    def begin_auth(self, username: str) -> bool:
+        # An unknown user is asked for keys like any other, and none fits.
+        if username == self._config.user:
+            self._connection.set_authorized_keys(self._config.authorized_keys)
+        return True
+
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> bool:
+        return True
+
+
+async def _run_command(process: asyncssh.SSHServerProcess, config: SshdConfig) -> None:
+    """One command of one SSH channel (without a command: a shell that reads its input)."""
+    argv = ["/bin/sh", "-c", process.command] if process.command else ["/bin/sh"]
+    # Not asyncio's subprocesses: our ends of the pipes must be closable when the client goes.
+    # Not asyncssh's redirect(): it loses the end of file of a command that ends at once.
+    child = subprocess.Popen(  # noqa: ASYNC220  # a fork of this small program is quick
+        argv,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=config.directory,
+        env=config.env,
+        start_new_session=True,
+    )
+    feeder = asyncio.create_task(_feed(process, child))
+    # The channel ends when the last holder of the output has closed it.
+    await asyncio.gather(_drain(child.stdout, process.stdout), _drain(child.stderr, process.stderr))
+    code = await _exit_code(child)
+    feeder.cancel()
+    if process.is_closing():
+        return
+    if code < 0:
+        process.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
+    else:
+        process.exit(code)
+
+
+async def _feed(process: asyncssh.SSHServerProcess, child: subprocess.Popen[bytes]) -> None:
+    """From the client to the command, until end of file on either side."""
+    assert child.stdin is not None
+    os.set_blocking(child.stdin.fileno(), False)
+    with child.stdin as pipe, contextlib.suppress(OSError, asyncssh.Error):
+        while True:
+            try:
+                data = await process.stdin.read(_CHUNK)
+            except asyncssh.SignalReceived as received:
+                _send_signal(child, received.signal)
+                continue
+            if not data:
+                return
+            while data:
+                try:
+                    data = data[os.write(pipe.fileno(), data) :]
+                except BlockingIOError:
+                    await _writable(pipe.fileno())
+
+
+async def _drain(pipe: IO[bytes] | None, client: asyncssh.SSHWriter) -> None:
+    """From the command to the client, until end of file or the client's disappearance."""
+    reader = asyncio.StreamReader(limit=_CHUNK)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    with contextlib.closing(transport), contextlib.suppress(OSError, asyncssh.Error):
+        while data := await reader.read(_CHUNK):
+            client.write(data)
+            await client.drain()
+
+
+def _send_signal(child: subprocess.Popen[bytes], name: str) -> None:
+    """A signal request of the client goes to the command's process group, as in OpenSSH."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.Signals[f"SIG{name}"])
+
+
+async def _writable(handle: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_writer(handle, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(handle)
+
+
+async def _exit_code(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a child; -N for signal N."""
+    if (code := child.poll()) is not None:
+        return code
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    handle = os.pidfd_open(child.pid)
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return child.wait()
+
+
+def _handler(config: SshdConfig) -> Callable[[asyncssh.SSHServerProcess], Awaitable[None]]:
+    async def handle(process: asyncssh.SSHServerProcess) -> None:
+        await _run_command(process, config)
+
+    return handle
+
+
+async def serve(config: SshdConfig, announce: Callable[[int], None]) -> None:
+    """Serve until standard input closes. `announce` gets the port once connections are accepted."""
+    os.chdir(config.directory)  # SFTP's relative paths start here
+    acceptor = await asyncssh.listen(
+        config.address,
+        config.port,
+        server_factory=lambda: _Server(config),
+        server_host_keys=[config.host_key],
+        process_factory=_handler(config),
+        sftp_factory=True,
+        encoding=None,
+        password_auth=False,
+        kbdint_auth=False,
+        gss_host=None,
+        keepalive_interval=10,
+        login_timeout=20,
+        line_editor=False,
+    )
+    announce(acceptor.get_port())
+    parent_gone = asyncio.Event()
+    asyncio.get_running_loop().add_reader(_LIFELINE, parent_gone.set)
+    await parent_gone.wait()
+    acceptor.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="SSH server of one simulated host")
+    parser.add_argument("--config", type=Path, required=True, help="JSON of SshdConfig")
+    config = SshdConfig.from_json(parser.parse_args().config.read_text())
+    asyncio.run(serve(config, lambda port: print(json.dumps({"port": port}), flush=True)))
+
+
+if __name__ == "__main__":
+    main()
