@@ -224,7 +224,9 @@ def _values_of(layout: Layout, owner: Owner, now: float) -> dict[str, Any]:
         values["op.0x0002.result"] = -67  # no neighbour is heard without a carrier
     if device["ip"] is None:
         values["op.0x009f.result"] = -22  # no address to ping from
-    return values | CONDITION_ANSWERS[condition_of(device, now)] | device["answers"]
+    values |= CONDITION_ANSWERS[condition_of(device, now)]
+    values |= device["answers"]
+    return values
 
 
 def _net_health(device: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # the vendor's lines, byte for byte
+# ruff: noqa: E501, W291  # the vendor's lines, byte for byte
 """What `hccn_tool -h` prints on A2 (recorded); parts of it follow many error messages.
 
 A section per command: a line ``hccn_tool -i devid -<command>``, its options, an empty line.

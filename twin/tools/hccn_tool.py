@@ -81,7 +81,9 @@ def _invalid_ip() -> Failure:
 
 
 def _out_of_range(what: str, exit_code: int) -> Failure:
-    return Failure(exit_code, f"The value of {what} you input is out of the valid range!", help_=True)
+    return Failure(
+        exit_code, f"The value of {what} you input is out of the valid range!", help_=True
+    )
 
 
 def _invalid_id() -> Failure:
@@ -447,7 +449,9 @@ def _say_hccs_result(call: Call, packets: list[int], target: Answers, *, transmi
     lost = transmitted - len(times)
     percent = lost / transmitted * 100 if lost else 0.0
     times.sort()
-    call.say(f"{transmitted} packets transmitted, {len(times)} received, {percent:.2f}% packets loss")
+    call.say(
+        f"{transmitted} packets transmitted, {len(times)} received, {percent:.2f}% packets loss"
+    )
     call.say(f"max time {microseconds(max(times, default=0))}")
     call.say(f"min time {microseconds(min(times, default=0))}")
     call.say(f"average time {microseconds(sum(times) // len(times) if times else 0)}")
@@ -536,7 +540,10 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 def _seconds_until(when: str, now: float) -> float:
-    """Seconds from `now` to a GMT time like ``Sat Jan  1 00:00:00 2033``; `Failure` if it is none."""
+    """Seconds from `now` to a GMT time like ``Sat Jan  1 00:00:00 2033``.
+
+    `Failure` if it is no such time.
+    """
     try:
         weekday, month, day, clock, year = when.split()
         hour, minute, second = (int(part) for part in clock.split(":"))
@@ -1001,8 +1008,11 @@ def _unsigned(text: str) -> int:
 
 def _is_small_number(text: str) -> bool:
     digits = all(letter in "0123456789" for letter in text)
-    return len(text) <= 3 and digits and not (len(text) > 1 and text[0] == "0") and (
-        int(text or "0") <= 255
+    return (
+        len(text) <= 3
+        and digits
+        and not (len(text) > 1 and text[0] == "0")
+        and (int(text or "0") <= 255)
     )
 
 

@@ -68,7 +68,7 @@ def run(tool: str, argv: Sequence[str]) -> None:
         from twin.tools import npu_smi
 
         _pause(its["seconds"])
-        exit_code = npu_smi.main(argv, npu_smi.values_of(layout, host), console)
+        exit_code = npu_smi.main(argv, npu_smi.values_of(layout, host, console.now()), console)
     console.flush()
     # Not sys.exit: taking the interpreter down in order costs more than starting it.
     os._exit(exit_code)

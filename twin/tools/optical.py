@@ -164,7 +164,9 @@ def v2(answers: Answers, *, rear: bool) -> Iterator[str]:
     yield _row("Voltage(V)", _scaled(module, 10000, (module.vcc, 0, VCC_HIGH, 0, VCC_LOW)))
     for lane in LANES:
         unused = module.half_lanes and lane > 1
-        yield _row(f"Bias lane{lane}(mA)", () if unused else _scaled(module, 500, (BIAS, 0, 0, 0, 0)))
+        yield _row(
+            f"Bias lane{lane}(mA)", () if unused else _scaled(module, 500, (BIAS, 0, 0, 0, 0))
+        )
     for name, power, high, low in (
         ("Rx", module.rx_power, RX_HIGH, RX_LOW),
         ("Tx", module.tx_power, TX_HIGH, TX_LOW),
