@@ -252,7 +252,7 @@ class AuditConnector(ForwardingConnector):  # type: ignore[misc]  # made above, 
         return invalid
 
     def get_kv_connector_stats(self) -> None:
-        """The API server rebuilds these by the connector's class alone and cannot know the inner."""
+        """None: the API server rebuilds them by the class alone and cannot know the inner."""
         return
 
     def _hold_back(
