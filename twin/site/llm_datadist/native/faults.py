@@ -1,0 +1,150 @@
+"""A scenario's faults in the transferred KV, and what they do to one pull.
+
+fabric.json's list `kv_faults` holds objects with
+
+do        what happens:
+          corrupt  one bit of the first byte of one block is flipped
+          zero     blocks arrive as zeros
+          drop     blocks do not arrive: the destination keeps what it had, the pull succeeds
+          swap     each block changes places with the next of the pull (the last with the one
+                   before it); a pull of one block has nothing to swap and stays whole
+          delay    the pull begins `seconds` later; beyond its time limit: LLM_TIMEOUT
+          stall    no answer comes: LLM_TIMEOUT after the pull's time limit, the link is dead
+          reset    the connection breaks halfway: LLM_FAILED, the link is dead
+from, to  owner of the KV and puller of it; each ``NAME`` or ``NAME/N``. NAME is an instance
+          (PD_INSTANCE) and N its TP rank, or NAME is a host and N a physical device.
+          Absent: any
+request   the n-th pull, from 1, counted in each pulling process: calls of pull_blocks or
+          pull_cache that passed all checks, whatever their peer. Absent: every pull
+layer     index of a layer. A layer is `tensor_num_per_layer` tensors, as given to pull_blocks
+          (default 2, K before V)
+tensor    "k" or "v": the first or the second tensor of the layer
+block     place in the list of blocks of the call: an index from 0, "first" or "last"
+seconds   of delay
+
+Absent layer, tensor or block mean all of them; `corrupt` then takes the first. All faults act
+at the puller, on the bytes that arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_datadist.native.place import Place
+from llm_datadist.status import log
+
+KEYS = {"do", "from", "to", "request", "layer", "tensor", "block", "seconds"}
+DEEDS = {"corrupt", "zero", "drop", "swap", "delay", "stall", "reset"}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where one pull puts its blocks."""
+
+    tensors: Sequence[memoryview]  # of the destination, in the order of the pull
+    first_tensor: int  # index of the first of them in the cache
+    tensors_per_layer: int
+    blocks: Sequence[slice]  # of each block in a tensor, in the order of the call
+
+
+class Faults:
+    """The faults that strike one pull."""
+
+    def __init__(
+        self, faults: Sequence[Mapping[str, Any]], source: Place, target: Place, request: int
+    ) -> None:
+        for fault in faults:
+            unknown = set(fault) - KEYS
+            if unknown or fault.get("do") not in DEEDS:
+                raise ValueError(f"kv fault {dict(fault)}: unknown words {unknown or fault['do']}")
+        self._faults = [
+            fault
+            for fault in faults
+            if _names(fault.get("from"), source)
+            and _names(fault.get("to"), target)
+            and fault.get("request") in (None, request)
+        ]
+        for fault in self._faults:
+            log.warning("pull %d of %s from %s meets %s", request, target, source, dict(fault))
+        self._kept: list[tuple[memoryview, bytes]] = []
+
+    @property
+    def delay(self) -> float:
+        """Seconds before the pull begins."""
+        return sum(float(fault["seconds"]) for fault in self._of("delay"))
+
+    @property
+    def stalls(self) -> bool:
+        return any(self._of("stall"))
+
+    @property
+    def resets(self) -> bool:
+        return any(self._of("reset"))
+
+    def before(self, arrival: Arrival) -> None:
+        """Keep what `drop` must not let change."""
+        self._kept = [
+            (block, bytes(block)) for fault in self._of("drop") for block in _blocks(fault, arrival)
+        ]
+
+    def after(self, arrival: Arrival) -> None:
+        """Do to the arrived bytes what the faults say."""
+        for fault in self._of("corrupt"):
+            for block in list(_blocks(fault, arrival))[:1]:
+                block[0] ^= 1
+        for fault in self._of("zero"):
+            for block in _blocks(fault, arrival):
+                block[:] = bytes(len(block))
+        for fault in self._of("swap"):
+            _swap(fault, arrival)
+        for block, content in self._kept:
+            block[:] = content
+
+    def _of(self, deed: str) -> Iterator[Mapping[str, Any]]:
+        return (fault for fault in self._faults if fault["do"] == deed)
+
+
+def _names(name: str | None, place: Place) -> bool:
+    if name is None:
+        return True
+    base, _, number = name.partition("/")
+    if base == place.instance and number in ("", str(place.rank)):
+        return True
+    return base == place.host and number in ("", str(place.device))
+
+
+def _tensors(fault: Mapping[str, Any], arrival: Arrival) -> Iterator[memoryview]:
+    for index, tensor in enumerate(arrival.tensors, arrival.first_tensor):
+        layer, half = divmod(index, arrival.tensors_per_layer)
+        if fault.get("layer") in (None, layer) and fault.get("tensor") in (None, "kv"[half % 2]):
+            yield tensor
+
+
+def _chosen(fault: Mapping[str, Any], arrival: Arrival) -> range:
+    """Indexes of the blocks that a fault names."""
+    count = len(arrival.blocks)
+    block = fault.get("block")
+    if block is None:
+        return range(count)
+    index = {"first": 0, "last": count - 1}.get(block, block)
+    return range(index, index + 1) if 0 <= index < count else range(0)
+
+
+def _blocks(fault: Mapping[str, Any], arrival: Arrival) -> Iterator[memoryview]:
+    for tensor in _tensors(fault, arrival):
+        for index in _chosen(fault, arrival):
+            yield tensor[arrival.blocks[index]]
+
+
+def _swap(fault: Mapping[str, Any], arrival: Arrival) -> None:
+    pairs = {
+        tuple(sorted((index, index + 1 if index + 1 < len(arrival.blocks) else index - 1)))
+        for index in _chosen(fault, arrival)
+        if len(arrival.blocks) > 1
+    }
+    for tensor in _tensors(fault, arrival):
+        for a, b in sorted(pairs):
+            one, other = tensor[arrival.blocks[a]], tensor[arrival.blocks[b]]
+            one[:], other[:] = bytes(other), bytes(one)

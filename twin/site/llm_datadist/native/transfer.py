@@ -1,0 +1,203 @@
+"""What a pull or a push moves: blocks merged to runs, limits, deadlines, faults."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llm_datadist.native import wire
+from llm_datadist.native.errors import NativeError, refuse_if
+from llm_datadist.native.fabric import Fabric
+from llm_datadist.native.faults import Arrival, Faults
+from llm_datadist.native.links import LOOK_EVERY, Entity
+from llm_datadist.native.place import Place
+from llm_datadist.native.waiting import pause, poll
+from llm_datadist.native.wire import Operation, Spans
+from llm_datadist.status import LLMStatusCode, log
+
+# A request holds one 16-byte item for each tensor and two for each run, in a buffer of 112 KiB
+# (CANN 8.5) with a header of some 128 bytes.
+REQUEST_ITEMS = 7160
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive blocks that are consecutive on both sides; ids of the first, and how many."""
+
+    remote: int
+    local: int
+    count: int
+
+
+def merge(remote: Sequence[int], local: Sequence[int]) -> list[Run]:
+    """Runs of the pairs (remote id, local id), in order."""
+    runs: list[Run] = []
+    start = 0
+    for end in range(1, len(remote) + 1):
+        if (
+            end < len(remote)
+            and remote[end] == remote[end - 1] + 1
+            and local[end] == local[end - 1] + 1
+        ):
+            continue
+        runs.append(Run(remote[start], local[start], end - start))
+        start = end
+    return runs
+
+
+def check_size(tensors: int, runs: int) -> None:
+    """LLM_PARAM_INVALID if a request for so many tensors and runs does not fit its buffer."""
+    refuse_if(
+        tensors + 2 * runs > REQUEST_ITEMS,
+        f"{tensors} tensors and {runs} runs do not fit into one request of {REQUEST_ITEMS} items",
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What moves between local and remote memory: the same spans of each pair of tensors.
+
+    `blocks` are the local spans as the caller sees them, one per block of its list: faults are
+    told in them.
+    """
+
+    local: tuple[memoryview, ...]  # tensors
+    remote: tuple[int, ...]  # addresses of tensors
+    local_offsets: tuple[int, ...]  # bytes, one per run
+    remote_offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    blocks: tuple[slice, ...] = ()
+    first_tensor: int = 0
+    tensors_per_layer: int = 2
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.local) * sum(self.lengths)
+
+    def request(self) -> bytes:
+        return Spans(self.remote, self.remote_offsets, self.lengths).pack()
+
+    def pieces(self) -> Iterator[memoryview]:
+        return wire.pieces(self.local, self.local_offsets, self.lengths)
+
+    def arrival(self) -> Arrival:
+        return Arrival(self.local, self.first_tensor, self.tensors_per_layer, self.blocks)
+
+
+class Transfers:
+    """Carries plans out over links. One at a time per entity: callers hold its lock."""
+
+    def __init__(self, place: Place, fabric: Fabric, timeout: float) -> None:
+        """`timeout`: seconds a pull or push may take."""
+        self._place = place
+        self._fabric = fabric
+        self._timeout = timeout
+        self._pulls = itertools.count(1)
+        self._counting = threading.Lock()
+
+    def deadline(self) -> float:
+        return time.monotonic() + self._timeout
+
+    def table(self, entity: Entity, deadline: float) -> bytes:
+        """The peer's table of caches."""
+        with _Mishaps(entity):
+            self._pass(entity, 0, deadline)
+            return wire.ask(entity.connected(deadline), Operation.TABLE)[1]
+
+    def pull(self, entity: Entity, plan: Plan, deadline: float) -> None:
+        """Read remote memory into local memory. LLM_TIMEOUT, LLM_FAILED; then the link is dead
+        and what the destination holds is undefined.
+        """
+        with self._counting:
+            number = next(self._pulls)
+        faults = Faults(self._fabric.kv_faults(), entity.peer.place, self._place, number)
+        faults.before(plan.arrival())
+        with _Mishaps(entity):
+            if faults.stalls:
+                pause(self._timeout, deadline)
+                raise TimeoutError("the peer does not answer")
+            if not pause(faults.delay, deadline):
+                raise TimeoutError("delayed beyond the time limit")
+            self._pass(entity, plan.size, deadline)
+            connection = entity.connected(deadline)
+            wire.ask(connection, Operation.READ, plan.request())
+            for batch in wire.batches(plan.pieces()):
+                wire.set_deadline(connection, deadline)
+                if faults.resets:
+                    wire.receive_pieces(connection, batch[: len(batch) // 2])
+                    _reset(connection)
+                wire.receive_pieces(connection, batch)
+                self._pass(entity, 0, deadline)
+        faults.after(plan.arrival())
+
+    def push(self, entity: Entity, plan: Plan, deadline: float) -> None:
+        """Write local memory into remote memory; errors as `pull`."""
+        with _Mishaps(entity):
+            self._pass(entity, plan.size, deadline)
+            connection = entity.connected(deadline)
+            wire.send_frame(connection, Operation.WRITE, plan.request())
+            for batch in wire.batches(plan.pieces()):
+                wire.set_deadline(connection, deadline)
+                wire.send_pieces(connection, batch)
+                self._pass(entity, 0, deadline)
+            wire.set_deadline(connection, deadline)
+            wire.receive_frame(connection)
+
+    def _pass(self, entity: Entity, size: int, deadline: float) -> None:
+        """Go through the fabric to the peer, waiting while it lets nothing through."""
+        reason = ""
+
+        def attempt() -> float | None:
+            nonlocal reason
+            passage = self._fabric.path(
+                self._place, entity.peer.place, size, over_roce=entity.over_roce
+            )
+            reason = passage.reason
+            return None if reason else passage.seconds
+
+        seconds = poll(attempt, deadline, every=LOOK_EVERY)
+        if seconds is None:
+            raise TimeoutError(reason)
+        if seconds and not pause(seconds, deadline):
+            raise TimeoutError(f"the path takes {seconds:g} s")
+
+
+class _Mishaps:
+    """Turns what goes wrong with a transfer into CANN's codes; the link is dead afterwards."""
+
+    def __init__(self, entity: Entity) -> None:
+        self._entity = entity
+
+    def __enter__(self) -> None:
+        if self._entity.broken:
+            raise NativeError(
+                LLMStatusCode.LLM_FAILED,
+                f"the link to {self._entity.peer.place} broke before ({self._entity.broken}): "
+                "only a new link helps",
+            )
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, NativeError):
+            return
+        reason = f"{self._entity.peer.place}: {error}"
+        self._entity.break_off(reason)
+        if isinstance(error, TimeoutError):
+            raise NativeError(LLMStatusCode.LLM_TIMEOUT, reason) from error
+        if isinstance(error, OSError):
+            raise NativeError(LLMStatusCode.LLM_FAILED, reason) from error
+        log.error("transfer with %s: %r", self._entity.peer.place, error)
+
+
+def _reset(connection: socket.socket) -> None:
+    """Break a connection as a failing transport does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    connection.close()
+    raise ConnectionResetError("connection reset")

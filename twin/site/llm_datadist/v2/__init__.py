@@ -1,0 +1,1 @@
+"""The cache-manager mode: the only one this module has."""
