@@ -118,7 +118,7 @@ def device_overlap(cluster: Cluster) -> Iterator[Finding]:
 def listeners(plan: LaunchPlan) -> list[PortUse]:
     """Every port that the plan's processes will really listen on."""
     return [use for launch in plan.instances.values() for use in _listeners_of(launch)] + [
-        PortUse(plan.proxy.host, plan.proxy.port, plan.proxy.port, PROXY_NAME, "API", ())
+        PortUse(plan.proxy.host, plan.proxy.port, plan.proxy.port, PROXY_NAME, "API")
     ]
 
 
@@ -126,10 +126,10 @@ def _listeners_of(launch: InstanceLaunch) -> Iterator[PortUse]:
     found = options(launch.argv)
     api = integer(found, "--port", launch.port)
     if api is not None:
-        yield PortUse(launch.host, api, api, launch.name, "API", ())
+        yield PortUse(launch.host, api, api, launch.name, "API")
     ports = _side_channel(launch)
     if ports:
-        yield PortUse(launch.host, ports[0], ports[-1], launch.name, "side channel", ())
+        yield PortUse(launch.host, ports[0], ports[-1], launch.name, "side channel")
 
 
 def _side_channel(launch: InstanceLaunch) -> Sequence[int]:

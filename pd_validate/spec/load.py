@@ -25,6 +25,14 @@ from pd_validate.spec.source import KeyPath, Node, Place, read
 
 M = TypeVar("M", bound=BaseModel)
 
+# Pydantic's words for a bound, in ours; {…} are the names of its context.
+_BOUNDS = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_long": "must be at most {max_length} characters",
+    "too_short": "must have at least {min_length} item",
+}
 _KINDS = {
     "bool": "true or false",
     "dict": "a mapping (`key: value`)",
@@ -118,6 +126,9 @@ def _problem(detail: ErrorDetails, root: Node, model: type[BaseModel]) -> Proble
             node.key_place,
             f"`{path[-1]}` is not a name: letters, digits, `_`, `.` and `-`, at most 63",
         )
+    if kind == "union_tag_invalid":
+        path = (*path, "kind")
+        node = root.at(path)
     return Problem(node.place, f"`{_dotted(path)}` {_complaint(detail, node)}")
 
 
@@ -148,8 +159,9 @@ def _complaint(detail: ErrorDetails, node: Node) -> str:
     stem = kind.removesuffix("_type")
     if stem in _KINDS:
         return f"must be {_KINDS[stem]}, not {got}"
-    message = detail["msg"]
-    return f"{message[0].lower()}{message[1:].removesuffix('.')}, not {got}"
+    if kind in _BOUNDS:
+        return f"{_BOUNDS[kind].format(**context)}, not {got}"
+    return f"is refused: {detail['msg']}, not {got}"
 
 
 def _shown(node: Node) -> str:

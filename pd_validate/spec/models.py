@@ -7,6 +7,7 @@ What is run where: `plan.py`. Units: seconds, bytes, tokens.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -26,10 +27,17 @@ def _ipv4(text: str) -> str:
         ) from None
 
 
+def _jump_host(text: str) -> str:
+    if re.fullmatch(r"([^@\s]+@)?[^@:\s]+(:[0-9]+)?", text) is None:
+        raise ValueError("must be [user@]host[:port]")
+    return text
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
 Address = Annotated[str, AfterValidator(_ipv4)]
+JumpHost = Annotated[str, AfterValidator(_jump_host)]
 Device = Annotated[int, Field(ge=0)]  # physical NPU id
 Command = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -57,9 +65,7 @@ class Ssh(Model):
     key: Path | None = None  # private key file; None: the SSH agent and the default keys
     known_hosts: Path | None = None  # None: ~/.ssh/known_hosts
     check_host_key: bool = True
-    jump: Annotated[str, Field(pattern=r"^([^@\s]+@)?[^@:\s]+(:[0-9]+)?$")] | None = (
-        None  # [user@]host[:port]
-    )
+    jump: JumpHost | None = None  # [user@]host[:port]
     password_env: str | None = None
     sudo: bool = False  # run hccn_tool and npu-smi through `sudo -n`
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from pd_validate.spec.models import Cluster
+from pd_validate.spec.models import Cluster, InstanceSpec
 from pd_validate.spec.source import KeyPath
 
 HCCL_BASE_PORT = 60000  # HCCL_IF_BASE_PORT, if it is not set
@@ -21,7 +21,7 @@ HCCL_PORT_COUNT = 16  # host ports from the base on that HCCL may take
 class PortUse:
     """Ports `first`..`last` of `host` that one part of the plan listens on.
 
-    `path` is where the cluster file sets them (or would).
+    `path` is where the cluster file sets them, or would: `stated` says which.
     """
 
     host: str
@@ -29,7 +29,8 @@ class PortUse:
     last: int
     owner: str  # instance name, or "proxy"
     purpose: str
-    path: KeyPath
+    path: KeyPath = ()
+    stated: bool = False
 
     def __str__(self) -> str:
         ports = f"port {self.first}" if self.first == self.last else f"ports {self.span}"
@@ -91,18 +92,19 @@ def port_plan(cluster: Cluster) -> list[PortUse]:
 
 def _port_uses(cluster: Cluster) -> Iterator[PortUse]:
     for name, spec in cluster.instances.items():
-        yield PortUse(spec.host, spec.port, spec.port, name, "API", ("instances", name, "port"))
+        api = range(spec.port, spec.port + 1)
+        yield _instance_use(name, spec, api, "API", "port")
         side = side_channel_of(cluster, name)
-        yield PortUse(
-            spec.host,
-            side[0],
-            side[-1],
-            name,
-            "side channel",
-            ("instances", name, "side_channel_port"),
-        )
+        yield _instance_use(name, spec, side, "side channel", "side_channel_port")
     proxy = cluster.proxy
-    yield PortUse(proxy.host, proxy.port, proxy.port, "proxy", "API", ("proxy", "port"))
+    stated = "port" in proxy.model_fields_set
+    yield PortUse(proxy.host, proxy.port, proxy.port, "proxy", "API", ("proxy", "port"), stated)
+
+
+def _instance_use(name: str, spec: InstanceSpec, ports: range, purpose: str, key: str) -> PortUse:
+    path = ("instances", name, key)
+    stated = key in spec.model_fields_set
+    return PortUse(spec.host, ports[0], ports[-1], name, purpose, path, stated)
 
 
 def port_clashes(cluster: Cluster) -> list[tuple[PortUse, PortUse]]:

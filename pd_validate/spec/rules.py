@@ -164,8 +164,9 @@ def _ports(cluster: Cluster) -> Iterator[Contradiction]:
             yield Contradiction(use.path, f"{use} goes beyond 65535; choose a lower base")
     for first, second in port_clashes(cluster):
         shared = first.shares(second)
+        culprit = first if first.stated and not second.stated else second
         yield Contradiction(
-            second.path,
+            culprit.path,
             f"{second} and {first} both want port {shared[0]} of host `{first.host}`; "
             "give one of them another",
         )

@@ -142,7 +142,7 @@ def _compose(path: Path) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - (text.rfind("\n", 0, error.position) + 1) + 1
         raise Place(file, line, column).error(
-            f"not valid YAML: the character #x{ord(error.character):04x} is not allowed"
+            f"not valid YAML: the character #x{ord(text[error.position]):04x} is not allowed"
         ) from None
     return node
 
