@@ -65,6 +65,9 @@ class _Server(asyncssh.SSHServer):  # type: ignore[misc]  # asyncssh is skipped 
             self._connection.set_authorized_keys(self._config.authorized_keys)
         return True
 
+    def public_key_auth_supported(self) -> bool:
+        return True
+
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
     ) -> bool:

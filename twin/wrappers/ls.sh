@@ -1,8 +1,9 @@
 #!/bin/sh
 # ls of a simulated host: /dev/davinci* and /etc/hccn.conf are the host's own, the rest is real.
+PATH=${PATH#*:} # without the directory of this wrapper, so that names are the real ones
 case " $*" in
     *" /dev/davinci"* | *" /etc/hccn.conf"*) ;;
-    *) exec /bin/ls "$@" ;;
+    *) exec ls "$@" ;;
 esac
 own="$TWIN_STATE/$TWIN_HOST"
 IFS= # patterns expand below, spaces do not split
@@ -15,8 +16,8 @@ for argument; do
         *) set -- "$@" "$argument" ;;
     esac
 done
-/bin/ls "$@" 2>&1 >/dev/null | sed "s|$own||g; s|^/bin/||" >&2
-listing=$(/bin/ls "$@" 2>/dev/null)
+ls "$@" 2>&1 >/dev/null | sed "s|$own||g" >&2
+listing=$(ls "$@" 2>/dev/null)
 code=$?
 [ -z "$listing" ] || printf '%s\n' "$listing" | sed "s|$own||g"
 exit $code
