@@ -163,7 +163,7 @@ class TestUnreadable:
 
     def test_a_control_character(self, tmp_path: Path) -> None:
         with pytest.raises(
-            SpecError, match=r"file\.yaml:2:5: not valid YAML: the character #x0007
+            SpecError, match=r"file\.yaml:2:5: not valid YAML: the character #x0007"
         ):
             data(tmp_path, "a: 1\nb: 2\x07")
 
