@@ -18,12 +18,12 @@ from connector import compat
 from connector.config import Environment, Settings
 from connector.errors import ConnectorConfigError
 from connector.scheduler import SchedulerHalf, StepMetadata
-from connector.worker import Worker, make_worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from connector.caches import KVCache
+    from connector.worker import Worker
 
 ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
@@ -48,6 +48,9 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
                 vllm_config, ROLES[transfer.kv_role], environment.rpc_port
             )
         else:
+            # Only workers need CANN's library; the scheduler's process must not load it.
+            from connector.worker import make_worker
+
             self._worker = make_worker(vllm_config, kv_cache_config, settings, environment)
 
     # ---- scheduler

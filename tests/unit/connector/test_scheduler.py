@@ -1,0 +1,250 @@
+"""The scheduler half under vLLM's real scheduler: blocks are freed on every path, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+PROMPT = list(range(10, 10 + 40))  # 2.5 blocks
+PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+
+
+def prefill(p: Any, request_id: str = "p-1", prompt: list[int] = PROMPT, token: int = 7) -> Any:
+    """Run a prompt on the prefiller; returns the client's output."""
+    p.add(request_id, prompt, dict(PREFILL))
+    _, outputs = p.step(token)
+    (output,) = outputs
+    return output
+
+
+def handed_over(p: Any, **options: Any) -> dict[str, Any]:
+    params = prefill(p, **options).kv_transfer_params
+    assert params is not None
+    return dict(params)
+
+
+class TestPrefiller:
+    def test_finished_request_offers_its_blocks(self, engine: Any) -> None:
+        params = handed_over(engine("kv_producer"))
+
+        assert params["do_remote_prefill"] is True
+        assert len(params["remote_block_ids"]) == 3
+        assert params["remote_engine_id"] == "kv_producer"
+        assert params["remote_host"] == "127.0.0.1"
+        assert params["remote_port"] == 5557 + 1
+        assert params["remote_tp_size"] == "1"
+        assert params["remote_request_id"] == "p-1"
+
+    def test_blocks_stay_until_the_workers_report(self, engine: Any) -> None:
+        p = engine("kv_producer")
+        handed_over(p)
+        metadata, _ = p.step()
+        assert metadata.holds == {"p-1": 3}
+        assert not p.is_empty()
+
+        p.step(sent={"p-1"})
+        p.step()
+        assert p.is_empty()
+
+    def test_first_token_that_ends_the_text_still_offers(self, engine: Any) -> None:
+        p = engine("kv_producer")
+        params = handed_over(p, token=1)
+        assert params["remote_block_ids"]
+
+    def test_abort_during_prefill_frees_at_once(self, engine: Any) -> None:
+        from vllm.v1.request import RequestStatus
+
+        p = engine("kv_producer")
+        p.add("p-1", PROMPT, dict(PREFILL))
+        p.scheduler.schedule()
+        p.scheduler.finish_requests("p-1", RequestStatus.FINISHED_ABORTED)
+        assert p.is_empty()
+
+    def test_abort_while_held_changes_nothing(self, engine: Any) -> None:
+        from vllm.v1.request import RequestStatus
+
+        p = engine("kv_producer")
+        handed_over(p)
+        p.scheduler.finish_requests("p-1", RequestStatus.FINISHED_ABORTED)
+        p.step(sent={"p-1"})
+        p.step()
+        assert p.is_empty()
+
+    def test_abort_of_a_held_request_is_asked_twice_by_old_vllm(self, engine: Any) -> None:
+        """0.10.1.1 calls request_finished again; freeing then would pull the blocks away."""
+        p = engine("kv_producer")
+        request = p.add("p-1", PROMPT, dict(PREFILL))
+        p.step()
+        delay, params = p.connector.request_finished(request, [1, 2, 3])
+        assert (delay, params) == (True, None)
+
+    def test_report_of_an_unknown_request_does_not_end_the_engine(self, engine: Any) -> None:
+        p = engine("kv_producer")
+        p.step(sent={"nobody"}, received={"nobody"})
+        assert p.is_empty()
+
+    def test_repeated_report_does_not_end_the_engine(self, engine: Any) -> None:
+        p = engine("kv_producer")
+        handed_over(p)
+        p.step(sent={"p-1"})
+        p.step(sent={"p-1"})
+        assert p.is_empty()
+
+    def test_request_without_transfer_is_not_held(self, engine: Any) -> None:
+        p = engine("kv_producer")
+        p.add("plain", PROMPT, None)
+        _, (output,) = p.step()
+        assert output.kv_transfer_params is None
+        p.step()
+        assert p.is_empty()
+
+    def test_proxy_names_aborted_requests_with_the_next_prefill(self, engine: Any) -> None:
+        p = engine("kv_producer")
+        handed_over(p, request_id="cmpl-3f2a-0-abcd1234")
+        p.add("p-2", PROMPT, {**PREFILL, "aborted_request": ["3f2a"]})
+        metadata, _ = p.step()
+        assert metadata.releases == {"cmpl-3f2a-0-abcd1234"}
+
+
+class TestDecoder:
+    @pytest.fixture
+    def offered(self, engine: Any) -> dict[str, Any]:
+        return handed_over(engine("kv_producer"))
+
+    def test_loads_the_whole_prompt(self, engine: Any, offered: dict[str, Any]) -> None:
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered), max_tokens=2)
+        metadata, outputs = d.step()
+
+        plan = metadata.loads["d-1"]
+        assert outputs == []
+        assert plan.remote_blocks == offered["remote_block_ids"]
+        assert len(plan.local_blocks) == 3
+        assert plan.remote.request_id == "p-1"
+
+    def test_decodes_after_the_load_and_ends_clean(
+        self, engine: Any, offered: dict[str, Any]
+    ) -> None:
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered), max_tokens=2)
+        d.step()
+        d.step(received={"d-1"})
+        _, (first,) = d.step()
+        _, (last,) = d.step()
+        d.step()
+        assert first.new_token_ids == [7]
+        assert last.finish_reason is not None
+        assert d.is_empty()
+
+    def test_local_prefix_is_not_pulled(self, engine: Any, offered: dict[str, Any]) -> None:
+        d = engine("kv_consumer")
+        d.add("warm", PROMPT, None)
+        d.step()
+        d.add("d-1", PROMPT, dict(offered))
+        metadata, _ = d.step()
+        plan = metadata.loads["d-1"]
+        assert plan.remote_blocks == offered["remote_block_ids"][2:]
+        assert len(plan.local_blocks) == 1
+
+    def test_nothing_to_pull_releases_the_prefiller(
+        self, engine: Any, offered: dict[str, Any]
+    ) -> None:
+        """vLLM may take no external token, e.g. with prompt_logprobs."""
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered), prompt_logprobs=1)
+        metadata = d.scheduler.schedule().kv_connector_metadata
+        assert metadata.loads == {}
+        assert [remote.request_id for remote in metadata.refused] == ["p-1"]
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            {"remote_block_ids": []},
+            {"remote_host": None},
+            {"remote_port": "abc"},
+            {"remote_prompt_digest": "another prompt"},
+            {"remote_block_ids": [1]},
+        ],
+    )
+    def test_unusable_parameters_mean_local_prefill(
+        self, engine: Any, offered: dict[str, Any], broken: dict[str, Any]
+    ) -> None:
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, {**offered, **broken})
+        _, (output,) = d.step()
+        assert output.new_token_ids == [7]
+        d.step()
+        assert d.is_empty()
+
+    def test_abort_before_any_block_releases_the_prefiller(
+        self, engine: Any, offered: dict[str, Any]
+    ) -> None:
+        from vllm.v1.request import RequestStatus
+
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered))
+        d.scheduler.finish_requests("d-1", RequestStatus.FINISHED_ABORTED)
+        metadata, _ = d.step()
+        assert [remote.request_id for remote in metadata.refused] == ["p-1"]
+        assert d.is_empty()
+
+    def test_abort_during_the_load_keeps_blocks_until_it_ends(
+        self, engine: Any, offered: dict[str, Any]
+    ) -> None:
+        from vllm.v1.request import RequestStatus
+
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered))
+        d.step()
+        d.scheduler.finish_requests("d-1", RequestStatus.FINISHED_ABORTED)
+        metadata, _ = d.step()
+        assert metadata.cancelled == {"d-1"}
+        assert not d.is_empty()
+        d.step(received={"d-1"})
+        d.step()
+        assert d.is_empty()
+
+    def test_abort_after_the_load_frees_at_once(self, engine: Any, offered: dict[str, Any]) -> None:
+        from vllm.v1.request import RequestStatus
+
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered), max_tokens=5)
+        d.step()
+        d.step(received={"d-1"})
+        d.scheduler.finish_requests("d-1", RequestStatus.FINISHED_ABORTED)
+        d.step()
+        assert d.is_empty()
+
+    def test_failed_load_fails_the_request(self, engine: Any, offered: dict[str, Any]) -> None:
+        d = engine("kv_consumer", policy="fail")
+        d.add("d-1", PROMPT, dict(offered))
+        metadata, _ = d.step()
+        lost = set(metadata.loads["d-1"].local_blocks)
+        _, (output,) = d.step(received={"d-1"}, invalid=lost)
+        assert str(output.finish_reason) == "error"
+        d.step()
+        assert d.is_empty()
+
+    def test_failed_load_is_recomputed(self, engine: Any, offered: dict[str, Any]) -> None:
+        d = engine("kv_consumer", policy="recompute")
+        d.add("d-1", PROMPT, dict(offered))
+        metadata, _ = d.step()
+        d.step(received={"d-1"}, invalid=set(metadata.loads["d-1"].local_blocks))
+        _, (output,) = d.step(token=9)
+        assert output.new_token_ids == [9]
+        d.step()
+        assert d.is_empty()
+
+    def test_one_rank_fails_before_the_others_end(
+        self, engine: Any, offered: dict[str, Any]
+    ) -> None:
+        d = engine("kv_consumer", policy="fail")
+        d.add("d-1", PROMPT, dict(offered))
+        metadata, _ = d.step()
+        _, (output,) = d.step(invalid=set(metadata.loads["d-1"].local_blocks))
+        assert str(output.finish_reason) == "error"
+        assert not d.is_empty(), "another rank may still write into the blocks"
+        d.step(received={"d-1"})
+        d.step()
+        assert d.is_empty()
