@@ -49,11 +49,12 @@ def check_transfers(
 def compared_blocks(transfers: Iterable[Transfer]) -> int:
     """Number of (layer, K/V, block, rank) digests compared: comparing none proves nothing."""
     return sum(
-        len(pair)
+        bool(digest)
         for transfer in transfers
         if transfer.produced is not None
         for blocks in transfer.received.digests.values()
-        for pair in blocks
+        for digests in blocks
+        for digest in digests
     )
 
 
@@ -77,10 +78,10 @@ def check_received(
 def _origins(records: Iterable[TraceRecord]) -> dict[str, list[Place]]:
     origins: dict[str, list[Place]] = {}
     for record in records:
-        for layer, blocks in record.digests.items():
-            for index, digests in enumerate(blocks):
+        for layer in record.layers:
+            for number, digests in record.digests_of(layer).items():
                 for tensor, digest in enumerate(digests):
-                    place = Place(record.request, record.rank, layer, tensor, index)
+                    place = Place(record.request, record.rank, layer, tensor, number)
                     origins.setdefault(digest, []).append(place)
     return origins
 
@@ -107,9 +108,9 @@ def _check_transfer(
         return
     reported: set[tuple[str, str]] = set()
     for layer_index, layer in enumerate(received.layers):
-        want_blocks = produced.digests.get(layer, ())
-        got_blocks = received.digests.get(layer, ())
-        if not got_blocks or len(want_blocks) < len(got_blocks):
+        want_blocks, got_blocks = produced.digests_of(layer), received.digests_of(layer)
+        absent = [number for number in got_blocks if number not in want_blocks]
+        if absent or not got_blocks:
             yield Finding(
                 id="kv.missing",
                 where=where.model_copy(update={"layer": layer_index}),
@@ -117,19 +118,18 @@ def _check_transfer(
                 got=f"the prefiller produced {len(want_blocks)}",
             )
             continue
-        skipped = len(want_blocks) - len(got_blocks)
-        for index, (want, got) in enumerate(
-            zip(want_blocks[skipped:], got_blocks, strict=True), start=skipped
-        ):
-            for tensor, (want_digest, got_digest) in enumerate(zip(want, got, strict=True)):
-                if want_digest == got_digest:
+        for number, got in got_blocks.items():
+            for tensor, (want_digest, got_digest) in enumerate(
+                zip(want_blocks[number], got, strict=True)
+            ):
+                if not (want_digest and got_digest) or want_digest == got_digest:
                     continue
-                here = Place(produced.request, received.rank, layer, tensor, index)
+                here = Place(produced.request, received.rank, layer, tensor, number)
                 id_, story = _classify(got_digest, here, origins)
                 if (layer, id_) in reported:
                     continue
                 reported.add((layer, id_))
-                block_id = received.blocks[index - skipped]
+                block_id = received.blocks[number - received.first_block]
                 yield Finding(
                     id=id_,
                     where=where.model_copy(update={"layer": layer_index, "block": block_id}),

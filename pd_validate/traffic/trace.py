@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 class TraceRecord(BaseModel):
     """What one rank of one instance produced or received for one request.
 
-    `digests[layer][i]` are the digests of the i-th block in token order, first K then
-    V (one only where a layer has one tensor). A received list may be shorter than the
-    produced one: blocks that the consumer had in its own prefix cache are not pulled,
-    so both lists are aligned at their ends.
+    `digests[layer][i]` are the digests of block `first_block + i` in token order, first K
+    then V (one only where a layer has one tensor); "" where none could be taken. A
+    received list may start later than the produced one: blocks that the consumer had in
+    its own prefix cache are not pulled.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -31,11 +31,16 @@ class TraceRecord(BaseModel):
     phase: Literal["produced", "received"]
     layers: tuple[str, ...]
     blocks: tuple[int, ...]
+    first_block: int = 0
     tokens: int
     digests: dict[str, tuple[tuple[str, ...], ...]]
     bytes: int
     seconds: float = 0.0
     time: float = 0.0  # seconds since the epoch, the host's clock
+
+    def digests_of(self, layer: str) -> dict[int, tuple[str, ...]]:
+        """Digests of a layer by the block's number in token order."""
+        return dict(enumerate(self.digests.get(layer, ()), start=self.first_block))
 
 
 class Transfer(NamedTuple):

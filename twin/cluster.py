@@ -1,0 +1,203 @@
+"""A whole twin: simulated hosts that run, their silicon's state, and the cluster file for them.
+
+`TwinCluster.start` gives a `Cluster` like any other: addresses, ports, a key. From
+there on nobody knows that the hosts are simulated.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pd_validate.spec.load import load_cluster
+from pd_validate.spec.models import Cluster, Host, Ssh
+from pd_validate.spec.profiles import devices_of, profile_of
+from twin.fabric import Product, healthy_cluster
+from twin.faults import write_engine_faults
+from twin.hosts import TwinHost, TwinHosts, TwinHostSpec
+from twin.model import make_model
+from twin.scenario import FileFault, ListenFault, Scenario, SshFault, check_names
+
+PROJECT = Path(__file__).parent.parent
+CLUSTERS = PROJECT / "clusters"
+DEFAULT_CLUSTER = CLUSTERS / "twin-1p2d.yaml"
+
+# A foreign process of a scenario: listens until its standard input closes.
+_LISTENER = """
+import socket, sys
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("listening", flush=True)
+sys.stdin.read()
+"""
+
+
+def cache_directory() -> Path:
+    """Where the model and vLLM's own caches are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "pd-validate"
+
+
+class TwinCluster:
+    """Simulated hosts that run. Ends with `stop()`, as a context manager, or with its process."""
+
+    def __init__(self, cluster: Cluster, hosts: TwinHosts, state: Path, undo: ExitStack) -> None:
+        self.cluster = cluster
+        self.hosts = hosts
+        self.state = state
+        self._undo = undo
+
+    @classmethod
+    def start(cls, file: Path = DEFAULT_CLUSTER, scenario: Scenario | None = None) -> Self:
+        """Load the cluster file, make the model if it is not there, break what the scenario says.
+
+        Raises SpecError for a wrong file, TwinError if a host does not start.
+        """
+        scenario = scenario or Scenario()
+        model = cache_directory() / "tiny-qwen3-moe"
+        described = load_cluster(file, environ={"PD_TWIN_MODEL": str(model), **os.environ})
+        make_model(described.model.path)
+        product = Product(profile_of(described).product)
+        fabric = healthy_cluster(
+            {name: host.address for name, host in described.hosts.items()}, product
+        )
+        check_names(scenario, fabric, described.instances)
+        scenario.break_fabric(fabric)
+
+        with ExitStack() as undo:
+            root = Path(tempfile.mkdtemp(prefix="pd-twin-"))
+            undo.callback(shutil.rmtree, root, ignore_errors=True)
+            state = root / "state"
+            fabric.write(state)
+            write_engine_faults(state, scenario)
+            specs = [_host_spec(described, name, scenario) for name in described.hosts]
+            hosts = TwinHosts.start(specs, root=root, state=state)
+            undo.callback(hosts.stop)
+            for name, host in hosts.hosts.items():
+                _install_engine(host)
+                _apply_host_faults(scenario, name, hosts, undo)
+            cluster = _reachable(described, hosts.hosts)
+            return cls(cluster, hosts, state, undo.pop_all())
+
+    def stop(self) -> None:
+        """End the hosts' servers and remove everything. What still runs on them is not ours."""
+        self._undo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _host_spec(cluster: Cluster, name: str, scenario: Scenario) -> TwinHostSpec:
+    host = cluster.hosts[name]
+    cache = cache_directory()
+    env = {
+        "XDG_CACHE_HOME": str(cache),
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),  # inspecting model classes takes 8 s once
+        **scenario.env_of(name),
+    }
+    ssh = cluster.ssh_of(name)
+    port = ssh.port if host.ssh is not None else 0
+    return TwinHostSpec(
+        name=name,
+        address=host.address,
+        port=port,
+        devices=devices_of(cluster, name),
+        env=env,
+    )
+
+
+def _install_engine(host: TwinHost) -> None:
+    """`vllm` on the host's PATH: the guide's command line, adapted to a CPU (engine.py)."""
+    program = host.directory / "bin" / "vllm"
+    program.write_text(
+        "#!/bin/sh\n"
+        f'PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{PROJECT}" '
+        f"exec '{sys.executable}' -m twin.engine \"$@\"\n"
+    )
+    program.chmod(0o755)
+    python = host.directory / "bin" / "python3"
+    # The packages of a host include what only the twin provides, llm_datadist above all.
+    python.write_text(
+        "#!/bin/sh\n"
+        f'PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{PROJECT / "twin" / "site"}" '
+        f"exec '{sys.executable}' \"$@\"\n"
+    )
+    python.chmod(0o755)
+
+
+def _apply_host_faults(scenario: Scenario, name: str, hosts: TwinHosts, undo: ExitStack) -> None:
+    host = hosts[name]
+    for file in scenario.of(FileFault):
+        if file.host == name:
+            path = Path(file.file.replace("~", str(host.directory), 1))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(file.text)
+    for listen in scenario.of(ListenFault):
+        if listen.host == name:
+            undo.callback(_end, _listener(host.address, listen.listen))
+    for ssh in scenario.of(SshFault):
+        if ssh.host != name:
+            continue
+        if ssh.ssh == "down":
+            hosts.kill(name)
+        elif ssh.ssh == "hang":
+            os.kill(host.pid, signal.SIGSTOP)
+            undo.callback(os.kill, host.pid, signal.SIGCONT)
+        elif ssh.ssh == "refuse-key":
+            hosts.refuse_key(name)
+        else:
+            hosts.change_key(name)
+
+
+def _listener(address: str, port: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LISTENER, address, str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        raise OSError(f"the scenario's foreign process cannot listen on {address}:{port}")
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.communicate(timeout=5)
+
+
+def _reachable(cluster: Cluster, hosts: Mapping[str, TwinHost]) -> Cluster:
+    """The cluster with what is known only now: SSH ports, the key, a directory per host.
+
+    The hosts share this machine's files, so each needs a work directory of its own.
+    """
+    reachable: dict[str, Host] = {}
+    for name, host in cluster.hosts.items():
+        twin = hosts[name]
+        ssh = Ssh(
+            user=twin.user,
+            port=twin.port,
+            key=twin.key,
+            known_hosts=twin.known_hosts,
+        )
+        reachable[name] = host.model_copy(
+            update={"ssh": ssh, "workdir": twin.directory / "pd-validate"}
+        )
+    return cluster.model_copy(update={"hosts": reachable})
+
