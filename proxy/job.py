@@ -1,0 +1,160 @@
+"""One request on its way through the proxy: what is known of it, and its headers."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from proxy.balancer import Instance
+from proxy.http1 import Head
+from proxy.relay import ClientStream
+from proxy.rewrite import Ask
+from proxy.upstream import Connection, Sink
+
+PD_PATH = "prefill-decode"
+ALONE_PATH = "decode-only"
+
+# Of the client's headers the engines read these; all others end here.
+_PASSED = ("authorization", "traceparent", "tracestate", "baggage")
+_MAX_ID = 200
+
+
+@dataclass(slots=True)
+class Handoff:
+    """A prefiller's KV for one request, waiting for a decoder."""
+
+    prefiller: Instance
+    request_id: str  # under which the prefiller knows it
+    params: dict[str, Any]  # kv_transfer_params for the decoder
+
+
+class Job:
+    """State of one client request."""
+
+    __slots__ = (
+        "_loop",
+        "alone",
+        "arrived",
+        "ask",
+        "attempts",
+        "bytes_sent",
+        "content_type",
+        "decoder",
+        "endpoint",
+        "engine_id",
+        "first_at",
+        "outcome",
+        "owns_id",
+        "passed",
+        "phase",
+        "prefill_seconds",
+        "prefiller",
+        "request",
+        "request_id",
+        "status",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        endpoint: str,
+        ask: Ask,
+        request_id: str,
+        loop: asyncio.AbstractEventLoop,
+        arrived: float,
+    ) -> None:
+        self._loop = loop
+        self.request = request
+        self.endpoint = endpoint
+        self.ask = ask
+        self.request_id = request_id  # the client's, echoed to it
+        self.engine_id = request_id  # what the engines are told
+        self.owns_id = True  # False: the cleaning up gives the engines' id free
+        self.alone = ask.alone
+        self.arrived = arrived
+        self.phase = "queue"
+        self.prefiller: Instance | None = None
+        self.decoder: Instance | None = None
+        self.stream: ClientStream | None = None
+        self.status = 0
+        self.attempts = 0
+        self.prefill_seconds = 0.0
+        self.first_at = 0.0
+        self.bytes_sent = 0
+        self.outcome = ""
+        headers = request.headers
+        self.content_type = headers.get("content-type", "application/json")
+        passed = ""
+        for name in _PASSED:
+            value = headers.get(name)
+            if value is not None:
+                passed += f"{name}: {value}\r\n"
+        self.passed = passed
+
+    def engine_request(self, instance: Instance, request_id: str, body: bytes) -> bytes:
+        """The request for an engine, head and body."""
+        head = (
+            f"POST {self.endpoint} HTTP/1.1\r\ncontent-type: {self.content_type}\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\n{self.passed}host: "
+        )
+        return b"%b%b\r\n\r\n%b" % (
+            head.encode("utf-8", "surrogateescape"),
+            instance.host_header,
+            body,
+        )
+
+    def own_headers(self) -> bytes:
+        """The proxy's lines in the answer: who served it, and how."""
+        lines = [f"x-request-id: {self.request_id}\r\n"]
+        if self.prefiller is not None and not self.alone:
+            lines.append(f"x-pd-prefill: {self.prefiller.name}\r\n")
+        if self.decoder is not None:
+            lines.append(f"x-pd-decode: {self.decoder.name}\r\n")
+        lines.append(f"x-pd-path: {self.path}\r\n")
+        if self.alone:
+            lines.append(f"x-pd-reason: {self.alone}\r\n")
+        return "".join(lines).encode("utf-8", "surrogateescape")
+
+    def sink_for(self, head: Head, connection: Connection) -> Sink | None:
+        """Stream an event stream, hold anything else (it may have to be tried again)."""
+        if head.status != 200 or not head.is_event_stream:
+            return None
+        self.stream = ClientStream(self.request, connection, head, self.own_headers(), self._loop)
+        return self.stream
+
+    @property
+    def path(self) -> str:
+        """How it was served, as `x-pd-path` says it."""
+        return ALONE_PATH if self.alone else PD_PATH
+
+    def record(self, now: float) -> dict[str, Any]:
+        """The access line."""
+        return {
+            "id": self.request_id,
+            "endpoint": self.endpoint,
+            "status": self.status,
+            "outcome": self.outcome,
+            "path": self.path,
+            "reason": self.alone,
+            "prefill": self.prefiller.name if self.prefiller is not None else None,
+            "decode": self.decoder.name if self.decoder is not None else None,
+            "attempts": self.attempts,
+            "stream": self.stream is not None,
+            "prefill_ms": round(self.prefill_seconds * 1000, 2),
+            "first_ms": round((self.first_at - self.arrived) * 1000, 2) if self.first_at else None,
+            "total_ms": round((now - self.arrived) * 1000, 2),
+            "bytes": self.bytes_sent,
+        }
+
+
+def request_id_of(request: web.BaseRequest, body: dict[str, Any]) -> str:
+    """The client's id (header, else the body's field, as vLLM reads them), or a new one."""
+    given = request.headers.get("x-request-id") or body.get("request_id")
+    if isinstance(given, str) and 0 < len(given) <= _MAX_ID and given.isprintable():
+        return given
+    return secrets.token_hex(16)

@@ -1,0 +1,322 @@
+"""The proxy as a server: its endpoints, and its life from start to drained end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from proxy.accesslog import AccessLog
+from proxy.admission import Admission
+from proxy.balancer import POLICIES, Address, Group, Instance, Role
+from proxy.breaker import Breaker, State
+from proxy.codec import dumps
+from proxy.config import Config
+from proxy.errors import ProxyError
+from proxy.health import Prober
+from proxy.job import Job, request_id_of
+from proxy.leg import Leg
+from proxy.metrics import Metrics, gauge
+from proxy.relay import Written, write_answer
+from proxy.rewrite import BadRequest, read
+from proxy.service import Service
+from proxy.upstream import Pool, UpstreamError, Watch
+
+JSON = b"application/json"
+GENERATE = {"/v1/completions": False, "/v1/chat/completions": True}  # path: is it chat
+# Asked of one decoder and passed on: they need no KV.
+TO_DECODER = frozenset(("/v1/models", "/version", "/tokenize", "/detokenize"))
+LOOKUP_SECONDS = 30.0
+LOOKUP_HEADERS = ("authorization", "content-type", "traceparent", "x-request-id")
+
+Handler = Callable[[web.BaseRequest], Awaitable[Written]]
+
+
+class Proxy:
+    """One proxy. `start()`, then `stop()`; both in the same event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._watch = Watch(self._loop)
+        policy = POLICIES[config.policy]
+        self.prefillers = Group(Role.PREFILL, policy)
+        self.decoders = Group(Role.DECODE, policy)
+        for address in config.prefillers:
+            self.add(Role.PREFILL, address)
+        for address in config.decoders:
+            self.add(Role.DECODE, address)
+        self.metrics = Metrics()
+        self._service = Service(config, self.prefillers, self.decoders, self.metrics)
+        self._admission = Admission(config.max_concurrent, config.max_queue, config.queue_seconds)
+        self._prober = Prober(config, (self.prefillers, self.decoders))
+        self._access_log = AccessLog(config.access_log, self._loop)
+        self._server: asyncio.Server | None = None
+        self._http: web.Server | None = None
+        self._draining = False
+        self._lookups: dict[str, Handler] = {
+            "/health": self._health,
+            "/healthcheck": self._healthcheck,
+            "/metrics": self._metrics,
+        }
+
+    # -- life
+
+    async def start(self) -> int:
+        """Listen and serve; returns the port. Raises OSError."""
+        self._http = web.Server(
+            self._handle,
+            request_factory=self._request,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=75.0,
+        )
+        self._server = await self._loop.create_server(
+            self._http, self._config.host, self._config.port, backlog=1024
+        )
+        self._watch.start()
+        self._prober.start()
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Take no new requests, let those under way end (at most `drain_seconds`), close."""
+        assert self._server is not None
+        assert self._http is not None
+        self._draining = True
+        self._server.close()
+        deadline = self._loop.time() + self._config.drain_seconds
+        self._http.pre_shutdown()
+        await self._admission.wait_empty(self._config.drain_seconds)
+        await self._http.shutdown(1.0)
+        await self._service.finish(max(0.0, deadline - self._loop.time()))
+        await self._prober.stop()
+        self._watch.stop()
+        for instance in (*self.prefillers.instances, *self.decoders.instances):
+            instance.pool.close()
+        await self._access_log.close()
+
+    def add(self, role: Role, address: Address) -> Instance:
+        """Take an instance into service."""
+        config = self._config
+        pool = Pool(address.host, address.port, self._watch, connect_seconds=config.connect_seconds)
+        instance = Instance(role, address, pool, Breaker(config.failures))
+        self.group(role).instances.append(instance)
+        return instance
+
+    def group(self, role: Role) -> Group:
+        return self.prefillers if role is Role.PREFILL else self.decoders
+
+    # -- requests
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        # aiohttp's own limit is 1 MiB, less than a long prompt.
+        return web.BaseRequest(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            self._loop,
+            client_max_size=self._config.max_body,
+        )
+
+    async def _handle(self, request: web.BaseRequest) -> Written:
+        path = request.path
+        try:
+            chat = GENERATE.get(path)
+            if chat is not None and request.method == hdrs.METH_POST:
+                return await self._generate(request, path, chat)
+            lookup = self._lookups.get(path)
+            if lookup is not None and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
+                return await lookup(request)
+            if path in TO_DECODER:
+                return await self._to_decoder(request)
+            if chat is not None or lookup is not None:
+                raise ProxyError(405, f"{path} does not take {request.method}")
+            raise ProxyError(404, f"the proxy does not serve {path}")
+        except ProxyError as error:
+            return _write_error(request, error)
+
+    async def _generate(self, request: web.BaseRequest, path: str, chat: bool) -> Written:
+        arrived = self._loop.time()
+        if self._draining:
+            raise ProxyError(503, "the proxy is shutting down", retry_after=5)
+        raw = await self._body(request)
+        try:
+            ask = read(raw, chat=chat)
+        except BadRequest as error:
+            self.metrics.rejected.add("bad-request")
+            raise ProxyError(400, str(error)) from None
+        request_id = request_id_of(request, ask.body)
+        job = Job(request, path, ask, request_id, self._loop, arrived)
+        try:
+            await self._admission.enter()
+        except ProxyError as error:
+            self.metrics.rejected.add("queue")
+            return self._answer_error(job, error)
+        try:
+            written = await self._service.serve(job)
+            job.status = written.status
+            job.outcome = job.outcome or ("ok" if written.status < 400 else "engine-error")
+            return written
+        except ProxyError as error:
+            return self._answer_error(job, error)
+        except asyncio.CancelledError:
+            job.outcome = f"client-gone-in-{job.phase}"
+            job.status = 499
+            self.metrics.aborts.add(job.phase)
+            raise
+        finally:
+            self._admission.leave()
+            self._account(job)
+
+    def _answer_error(self, job: Job, error: ProxyError) -> Written:
+        job.status = error.status
+        job.outcome = job.outcome or "proxy-error"
+        return _write_error(job.request, error, job.own_headers())
+
+    def _account(self, job: Job) -> None:
+        now = self._loop.time()
+        metrics = self.metrics
+        metrics.requests.add(job.endpoint, job.path, str(job.status))
+        metrics.duration.observe(now - job.arrived)
+        stream = job.stream
+        if stream is not None and stream.started:
+            job.first_at = stream.first_at
+            job.bytes_sent = stream.bytes_sent
+            metrics.first_token.observe(job.first_at - job.arrived)
+        if self._access_log.enabled:
+            self._access_log.add(job.record(now))
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+            transport = request.transport
+            if transport is not None:
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            self.metrics.rejected.add("too-large")
+            limit = self._config.max_body
+            raise ProxyError(413, f"the body is larger than {limit} bytes") from None
+
+    async def _to_decoder(self, request: web.BaseRequest) -> Written:
+        body = await self._body(request)
+        decoder = self.decoders.pick(b"")
+        if decoder is None:
+            raise ProxyError(503, "no decoder takes requests", retry_after=2)
+        lines = [f"{request.method} {request.path_qs} HTTP/1.1"]
+        lines += [
+            f"{name}: {request.headers[name]}" for name in LOOKUP_HEADERS if name in request.headers
+        ]
+        lines.append(f"content-length: {len(body)}\r\nhost: ")
+        head = "\r\n".join(lines).encode("utf-8", "surrogateescape")
+        leg = Leg(decoder, 0)
+        try:
+            answer = await leg.run(
+                b"%b%b\r\n\r\n%b" % (head, decoder.host_header, body), limit=LOOKUP_SECONDS
+            )
+        except UpstreamError as error:
+            raise ProxyError(502, f"decoder {decoder.name}: {error}") from None
+        except asyncio.CancelledError:
+            leg.end()
+            raise
+        finally:
+            leg.lease.release()
+        extra = f"x-pd-decode: {decoder.name}\r\n".encode()
+        head_ = answer.head
+        return write_answer(
+            request, head_.status, head_.content_type, head_.passed + extra, answer.body
+        )
+
+    # -- the proxy's own answers
+
+    async def _health(self, request: web.BaseRequest) -> Written:
+        """200 when a request could be served now."""
+        prefillers, decoders = self.prefillers.available, self.decoders.available
+        if self._draining:
+            status = "draining"
+        elif prefillers and decoders:
+            status = "ok"
+        else:
+            status = "no prefiller" if not prefillers else "no decoder"
+        body = {"status": status, "prefillers": prefillers, "decoders": decoders}
+        return _write_json(request, 200 if status == "ok" else 503, body)
+
+    async def _healthcheck(self, request: web.BaseRequest) -> Written:
+        """The guide's: 200 while the proxy runs, with how many instances it was given."""
+        body = {
+            "status": "ok",
+            "prefill_instances": len(self.prefillers.instances),
+            "decode_instances": len(self.decoders.instances),
+        }
+        return _write_json(request, 200, body)
+
+    async def _metrics(self, request: web.BaseRequest) -> Written:
+        lines = self.metrics.render()
+        lines += gauge(
+            "pd_proxy_in_flight", "Requests being served.", (), [((), self._admission.in_service)]
+        )
+        lines += gauge("pd_proxy_queued", "Requests waiting.", (), [((), self._admission.waiting)])
+        lines += gauge(
+            "pd_proxy_cleaning_up",
+            "Requests whose client is gone and whose engines are still being freed.",
+            (),
+            [((), self._service.cleaning_up)],
+        )
+        instances = (*self.prefillers.instances, *self.decoders.instances)
+        labels = ("role", "instance")
+        for name, text, value in (
+            ("in_flight", "Requests in flight.", lambda i: i.in_flight),
+            ("load_tokens", "Tokens of the requests in flight.", lambda i: i.tokens),
+            ("up", "1: takes requests; 0: taken out or draining.", _is_up),
+        ):
+            rows = [((i.role, i.name), value(i)) for i in instances]
+            lines += gauge(f"pd_proxy_instance_{name}", text, labels, rows)
+        lines += gauge(
+            "pd_proxy_instance_requests",
+            "Exchanges begun, ever.",
+            labels,
+            [((i.role, i.name), i.served) for i in instances],
+        )
+        body = ("\n".join(lines) + "\n").encode()
+        return write_answer(request, 200, b"text/plain; version=0.0.4; charset=utf-8", b"", body)
+
+
+def _is_up(instance: Instance) -> int:
+    return int(not instance.draining and instance.breaker.state is not State.OUT)
+
+
+def _write_json(request: web.BaseRequest, status: int, body: Any) -> Written:
+    return write_answer(request, status, JSON, b"", dumps(body))
+
+
+def _write_error(request: web.BaseRequest, error: ProxyError, lines: bytes = b"") -> Written:
+    if error.retry_after is not None:
+        lines += b"retry-after: %d\r\n" % error.retry_after
+    return write_answer(request, error.status, JSON, lines, error.body)
+
+
+async def serve(config: Config, ended: asyncio.Event) -> None:
+    """Run a proxy until `ended` is set, then drain it."""
+    proxy = Proxy(config)
+    port = await proxy.start()
+    print(f"proxy listens on {config.host}:{port}", file=sys.stderr, flush=True)
+    await ended.wait()
+    print("proxy drains", file=sys.stderr, flush=True)
+    await proxy.stop()
