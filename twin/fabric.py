@@ -217,6 +217,7 @@ class Host(Model):
     uid: int = 0  # whom the tools believe to be run by
     seconds: float = 0.0  # what each tool call takes
     tools: list[ToolOverride] = []
+    containers: tuple[str, ...] = ()  # names of those that run from the start, for `docker exec`
     hccn_conf: str | None = Field(default=None, exclude=True)  # kept in a file of its own
 
 

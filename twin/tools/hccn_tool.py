@@ -139,15 +139,14 @@ class Call:
         if len(self.args) != count:
             raise _wrong_count()
 
-    def expect_get(self) -> None:
-        """The command's first word is -g, or is one of a change that is not for this caller."""
+    def expect_get(self, *changes: str) -> None:
+        """The command's first word is -g; `changes` are the words that would change something."""
         if not self.args:
             raise _wrong_count()
-        if self.operation == "-g":
-            return
-        if self.operation in ("-s", "-c", "-d", "-a", "-t", "-r"):
+        if self.operation in changes:
             raise self.refused_change()
-        raise _unknown_option()
+        if self.operation != "-g":
+            raise _unknown_option()
 
     def refused_change(self) -> Failure:
         if not self.machine.is_root:
@@ -205,7 +204,7 @@ def _failure_of(result: int) -> Failure:
 
 
 def _link(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-s")
     if len(call.args) > 1:
         if call.args[1] != "down_fault_time":
             raise _unknown_option()
@@ -228,7 +227,7 @@ def _netdetect(call: Call) -> None:
     if not call.args:
         raise _wrong_count()
     inet6 = call.take_inet6()
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     call.ask(0x0022)
     if inet6:
@@ -245,7 +244,7 @@ def _gateway(call: Call) -> None:
     inet6 = call.take_inet6()
     if call.args and call.operation == "-s":
         call.expect_args(3)
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     address = call.answers.text("gateway6" if inet6 else "gateway")
     result = call.result(0x0140 if inet6 else 0x0005)
@@ -267,7 +266,7 @@ def _ip(call: Call) -> None:
     inet6 = call.take_inet6()
     if call.args and call.operation == "-s":
         call.expect_args(5)
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     if inet6:
         address = _address_or_failure(call, "ip6.addr")
@@ -461,19 +460,14 @@ def _say_hccs_result(call: Call, packets: list[int], target: Answers, *, transmi
 
 def _lldp(call: Call) -> None:
     call.expect_args(1)
-    if call.operation != "-g":
-        raise _unknown_option()
+    call.expect_get()
     call.ask(0x0002)
     text = (call.answers.text("lldp") or "").encode()[:LLDP_BYTES]
     call.say(text.decode(errors="replace"))
 
 
 def _tls(call: Call) -> None:
-    if not call.args:
-        raise _wrong_count()
-    if call.operation not in ("-g", "-s", "-c"):
-        raise _unknown_option()
-    call.expect_get()
+    call.expect_get("-s", "-c")
     if len(call.args) > 2:
         raise _wrong_count()
     if len(call.args) == 2:
@@ -570,7 +564,7 @@ def _keep_tls_enable(call: Call, enable: int) -> None:
 
 def _link_stat(call: Call) -> None:
     call.expect_args(1)
-    call.expect_get()
+    call.expect_get("-c")
     call.ask(0x002C)
     number = call.answers.number
     who = f"[devid {call.id}]"
@@ -596,7 +590,7 @@ def _optical(call: Call) -> None:
     if call.operation == "-dump":
         _optical_dump(call)
         return
-    call.expect_get()
+    call.expect_get("-s", "-t")
     superpod = call.answers.number("mainboard_id") in SUPERPOD_BOARDS
     if superpod:
         # The module is read through the card's other half; without that, nothing.
@@ -661,21 +655,21 @@ def _duplex(call: Call) -> None:
 
 
 def _mtu(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     call.ask(0x000A)
     call.say(f"mtu:{call.answers.number('mtu', 1500)}")
 
 
 def _mac(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     call.ask(0x0006)
     call.say(f"mac addr: {call.answers.text('mac') or '0c:4f:9b:b5:ca:74'}")
 
 
 def _pfc(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     call.ask(0x009A)
     call.say("PFC configuration:")
@@ -684,7 +678,7 @@ def _pfc(call: Call) -> None:
 
 
 def _dscp_to_tc(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-s")
     if len(call.args) not in (1, 3):
         raise _wrong_count()
     wanted = list(range(64))
@@ -740,7 +734,7 @@ def _cfg(call: Call) -> None:
 
 
 def _arp(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-a", "-d")
     call.expect_args(1)
     result = call.result(0x000E)
     if result == -ENOENT:
@@ -756,7 +750,7 @@ def _route(call: Call) -> None:
         raise _wrong_count()
     if call.take_inet6():
         raise _not_modelled("-route -inet6")
-    call.expect_get()
+    call.expect_get("-a", "-d", "-c")
     call.expect_args(1)
     call.ask(0x000F)
     call.say("Routing table:")
@@ -771,7 +765,7 @@ def _status(call: Call) -> None:
 
 
 def _local_lldp(call: Call) -> None:
-    call.expect_get()
+    call.expect_get("-s")
     call.expect_args(1)
     call.ask(0x003C)
     call.say(call.answers.text("local_lldp") or "")
@@ -779,7 +773,7 @@ def _local_lldp(call: Call) -> None:
 
 def _stat(call: Call) -> None:
     call.expect_args(1)
-    call.expect_get()
+    call.expect_get("-c")
     call.ask(0x0014)
     call.say("packet statistics:")
     fill = call.answers.number("stat.fill", -1)
@@ -849,8 +843,7 @@ HW_COUNTERS = (
 
 def _hw_stats(call: Call) -> None:
     call.expect_args(1)
-    if call.operation != "-g":
-        raise _unknown_option()
+    call.expect_get()
     call.ask(0x0032)
     for counter in HW_COUNTERS:
         call.say(f"[devid {call.id}] {counter}: {call.answers.number(f'hw.{counter}', 0)}")
@@ -1042,3 +1035,11 @@ def _compressed(address: str) -> str:
     import _socket
 
     return _socket.inet_ntop(_socket.AF_INET6, _socket.inet_pton(_socket.AF_INET6, address))
+
+
+if __name__ == "__main__":
+    import sys
+
+    from twin.tools.launch import run
+
+    run("hccn_tool", sys.argv)

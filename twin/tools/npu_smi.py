@@ -732,3 +732,11 @@ def _values_of_device(
     if condition_of(device, now) in ("gone", "not-ready"):
         values |= {f"{query}.ret": -8005 for query in (*QUERIES, "spod")}
     return values
+
+
+if __name__ == "__main__":
+    import sys
+
+    from twin.tools.launch import run
+
+    run("npu-smi", sys.argv)

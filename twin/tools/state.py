@@ -13,6 +13,7 @@ reader needs to know):
          "uid": 0, "seconds": 0.05,       whom the tools see as their user; time of a tool call
          "driver": {...}, "superpod": {"id", "size", "server"} | null,
          "tools": [{"command", "stdout", "stderr", "exit", "seconds"}],
+         "containers": ["name"],          known to docker from the start
          "devices": {"0": {"id": 0, "ip": "10.20.1.10", "link": "up" | "down", ...}}}},
      "paths": [{"from": {"host", "device" | null}, "to": {...},
                 "loss": 0.0, "unreachable": false, "seconds": 0.0, "max_bytes": null}],
