@@ -253,6 +253,12 @@ _KINDS = (
         "Look at the host's load and its driver; try the command by hand.",
     ),
     Kind(
+        "host.unusable",
+        Layer.HOST,
+        "The host answers, and our reader script does not run there.",
+        "Install Python 3.8 or later, and make sure that login scripts end without an error.",
+    ),
+    Kind(
         "host.clock-skew",
         Layer.HOST,
         "The host's clock differs from the controller's.",
@@ -305,6 +311,12 @@ _KINDS = (
         Layer.HOST,
         "The tool refused: not permitted.",
         "Use root, or a user in the group HwHiAiUser.",
+    ),
+    Kind(
+        "tool.failed",
+        Layer.HOST,
+        "The tool gave no usable answer and no reason; nothing could be measured.",
+        "Run the command by hand, and look into the driver's log (/var/log/hccn_tool, dmesg).",
     ),
     Kind(
         "device.missing",

@@ -279,9 +279,9 @@ def _must_talk(view: View) -> list[tuple[Place, Place]]:
     pairs: dict[tuple[Place, Place], None] = {}
     for producer in view.cluster.instances_of(Role.PREFILL).values():
         for consumer in view.cluster.instances_of(Role.DECODE).values():
-            for rank, device in enumerate(consumer.devices):
+            for rank, number in enumerate(consumer.devices):
                 source = producer.devices[rank % len(producer.devices)]
-                pairs[(producer.host, source), (consumer.host, device)] = None
+                pairs[(producer.host, source), (consumer.host, number)] = None
     if view.cluster.checks.devices == "all":
         for host, device in view.devices:
             for peer in view.hosts:

@@ -1,0 +1,212 @@
+"""The NPUs themselves, and whether their tools could be asked at all. Pure.
+
+What kept a reading from having a value is a finding here and nowhere else: once per
+device (or host) and reason, with all the queries that it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pd_validate.checks.view import View, device_finding, listed
+from pd_validate.facts.hosts import DeviceFacts, HostFacts
+from pd_validate.facts.npu_smi import Chip, HealthWord, Process, Row
+from pd_validate.facts.reading import Reading, Reason
+from pd_validate.findings import Finding, Severity, Where
+
+IDLE_HBM = 5 * 1024  # MiB; an idle NPU shows 2.8 to 4.2 GiB of 64
+_SHOWN = 3  # commands that a finding quotes
+
+# The whole host is concerned: one finding for it, not one per device.
+_HOST_REASONS = {
+    Reason.MISSING: ("tool.missing", Severity.FAIL),
+    Reason.PERMISSION: ("tool.permission", Severity.UNKNOWN),
+    Reason.HELD: ("device.held", Severity.FAIL),
+    Reason.DRIVER: ("driver.broken", Severity.FAIL),
+}
+_DEVICE_REASONS = {
+    Reason.BUSY: "tool.busy",
+    Reason.REFUSED: "tool.failed",
+    Reason.FAILED: "tool.failed",
+    Reason.UNPARSABLE: "tool.failed",
+    Reason.NO_DEVICE: "device.missing",
+    Reason.NOT_READY: "device.not-ready",
+    Reason.TIMEOUT: "device.not-ready",
+}
+_FAULTS = ("device.missing", "device.not-ready")  # the others only say: could not measure
+
+
+def check_tools(view: View) -> Iterator[Finding]:
+    """Every reading without a value, grouped by what was in the way."""
+    for host in view.hosts:
+        for reason, (identifier, severity) in _HOST_REASONS.items():
+            readings = [reading for reading in _of_host(host) if reading.reason is reason]
+            if readings:
+                yield _tool_finding(identifier, severity, Where(host=host.host), readings)
+        for device in host.devices.values():
+            yield from _device_tools(view, host, device)
+
+
+def _of_host(host: HostFacts) -> Iterator[Reading[Any]]:
+    yield host.mapping
+    yield host.table
+    for device in host.devices.values():
+        yield from (device.health, *device.hccn_readings)
+
+
+def _device_tools(view: View, host: HostFacts, device: DeviceFacts) -> Iterator[Finding]:
+    by_id: dict[str, list[Reading[Any]]] = {}
+    for reading in device.hccn_readings:
+        identifier = _DEVICE_REASONS.get(reading.reason) if reading.reason else None
+        if reading.reason is Reason.UNSUPPORTED and reading in (device.link, device.ip):
+            identifier = "tool.failed"  # every product and version must answer these
+        if identifier is not None and not _judged_elsewhere(device, reading):
+            by_id.setdefault(identifier, []).append(reading)
+    for identifier, readings in by_id.items():
+        fault = identifier in _FAULTS
+        severity = view.severity(host.host, device.device) if fault else Severity.UNKNOWN
+        where = Where(host=host.host, device=device.device)
+        yield _tool_finding(identifier, severity, where, readings)
+
+
+def _judged_elsewhere(device: DeviceFacts, reading: Reading[Any]) -> bool:
+    """A failing -lldp means no neighbour, a failing -vnic that it is down: see those checks."""
+    failed = reading.reason in (Reason.FAILED, Reason.UNPARSABLE)
+    return (reading is device.vnic and failed) or (
+        reading is device.lldp and reading.reason is Reason.FAILED
+    )
+
+
+def _tool_finding(
+    identifier: str, severity: Severity, where: Where, readings: list[Reading[Any]]
+) -> Finding:
+    queries = listed((reading.output.command for reading in readings), limit=_SHOWN)
+    return Finding(
+        id=identifier,
+        severity=severity,
+        where=where,
+        expected="an answer",
+        got=f"{readings[0].detail} ({queries})",
+        evidence=tuple(reading.output.evidence for reading in readings[:_SHOWN]),
+    )
+
+
+def check_present(view: View) -> Iterator[Finding]:
+    """Device files and npu-smi's mapping must have every device of the cluster file."""
+    for host in view.hosts:
+        for device in host.devices.values():
+            lacking: list[tuple[str, Reading[Any]]] = []
+            if host.present.value is not None and device.device not in host.present.value:
+                lacking.append((f"/dev/davinci{device.device} does not exist", host.present))
+            if host.mapping.value is not None and _chip(host, device) is None:
+                lacking.append(("npu-smi info -m does not list it", host.mapping))
+            if lacking:
+                yield device_finding(
+                    "device.missing",
+                    host,
+                    device,
+                    view.severity(host.host, device.device),
+                    *(reading for _, reading in lacking),
+                    expected=f"NPU {device.device}",
+                    got=" and ".join(text for text, _ in lacking),
+                )
+
+
+def check_health(view: View) -> Iterator[Finding]:
+    """`-t health` of each chip; `npu-smi info` alone shows OK for a chip whose query failed."""
+    for host in view.hosts:
+        for device in host.devices.values():
+            health = device.health.value
+            if health is not None and health.status is not HealthWord.OK:
+                warning = health.status is HealthWord.WARNING
+                yield device_finding(
+                    "device.unhealthy",
+                    host,
+                    device,
+                    Severity.WARN if warning else view.severity(host.host, device.device),
+                    device.health,
+                    expected="health OK",
+                    got=" ".join((health.status.value, *health.codes, *health.texts[:1])),
+                )
+            elif device.health.reason in (Reason.FAILED, Reason.UNPARSABLE):
+                yield _unreadable(host, device, device.health, device.health.detail)
+            elif health is not None and (problem := _row_problem(host, device)):
+                yield _unreadable(host, device, host.table, problem)
+
+
+def _unreadable(
+    host: HostFacts, device: DeviceFacts, reading: Reading[Any], problem: str
+) -> Finding:
+    return device_finding(
+        "device.unhealthy",
+        host,
+        device,
+        Severity.UNKNOWN,
+        reading,
+        expected="a health that can be read",
+        got=problem,
+    )
+
+
+def _row_problem(host: HostFacts, device: DeviceFacts) -> str:
+    chip = _chip(host, device)
+    if chip is None or host.table.value is None:
+        return ""
+    row = host.table.value.row(chip)
+    if row is None or row.card is None:
+        return "npu-smi info has no complete row for it: it reports a health that is not known"
+    if not row.readable:
+        return "npu-smi info shows a row without name, bus or memory: its queries failed"
+    return ""
+
+
+def check_idle(view: View) -> Iterator[Finding]:
+    """Nobody else on our NPUs: an engine that lacks its memory does not start."""
+    for host in view.hosts:
+        for device in host.devices.values():
+            row, processes = _use(host, device)
+            if row is None or not view.counts(host.host, device.device):
+                continue
+            if row.hbm_used <= IDLE_HBM and not processes:
+                continue
+            needed = _needed(view, host.host, device.device)
+            short = row.hbm_total - row.hbm_used < needed * row.hbm_total
+            got = f"{row.hbm_used} of {row.hbm_total} MiB in use"
+            if processes:
+                who = (f"pid {p.pid} {p.name or '(not visible here)'}" for p in processes)
+                got += f" by {listed(who)}"
+            else:
+                got += " by nobody that is visible here"
+            if short:
+                got += f"; the engine wants {needed:.0%} of it"
+            yield device_finding(
+                "device.in-use",
+                host,
+                device,
+                Severity.FAIL if short else Severity.WARN,
+                host.table,
+                expected=f"an idle NPU, at most {IDLE_HBM} MiB in use",
+                got=got,
+            )
+
+
+def _needed(view: View, host: str, device: int) -> float:
+    """Share of the memory that the instance on this device will claim; 0 if none does."""
+    for name, spec in view.cluster.instances_on(host).items():
+        if device in spec.devices:
+            return view.cluster.engine_of(name).gpu_memory_utilization
+    return 0.0
+
+
+def _use(host: HostFacts, device: DeviceFacts) -> tuple[Row | None, list[Process]]:
+    chip, table = _chip(host, device), host.table.value
+    if chip is None or table is None:
+        return None, []
+    processes = [p for p in table.processes if (p.card, p.chip) == (chip.card, chip.chip)]
+    return table.row(chip), processes
+
+
+def _chip(host: HostFacts, device: DeviceFacts) -> Chip | None:
+    chips = host.mapping.value or ()
+    return next((chip for chip in chips if chip.physical == device.device), None)

@@ -1,0 +1,125 @@
+"""Which finding explains which: one fault, one root. Pure.
+
+Rules are data: symptom, cause, and how their places must be related. Causes are looked
+for among the findings that are there, so nothing is explained by what was not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from pd_validate.findings import Finding, Severity, Where
+
+Relation = Callable[[Where, Where], bool]
+
+
+def same_device(symptom: Where, cause: Where) -> bool:
+    """The cause is at the symptom's device, or at all devices of its host."""
+    return symptom.host == cause.host and cause.device in (None, symptom.device)
+
+
+def either_end(symptom: Where, cause: Where) -> bool:
+    """The cause is at one end of the symptom's path."""
+    ends = ((symptom.host, symptom.device), (symptom.peer_host, symptom.peer_device))
+    return any(
+        host is not None and host == cause.host and cause.device in (None, device)
+        for host, device in ends
+    )
+
+
+def same_host(symptom: Where, cause: Where) -> bool:
+    return symptom.host == cause.host
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`symptom` and `causes` are ids or patterns of ids; order in a rule does not matter."""
+
+    symptom: str
+    causes: tuple[str, ...]
+    relation: Relation
+
+
+_UNUSABLE = ("device.missing", "device.not-ready", "device.held", "driver.broken")
+
+RULES = (
+    # A driver that does not answer takes everything below it along.
+    Rule("device.*", ("driver.broken",), same_host),
+    Rule("tool.*", ("driver.broken", "device.held"), same_host),
+    Rule("tool.*", ("device.missing", "device.not-ready"), same_device),
+    Rule("device.unhealthy", ("device.missing", "device.not-ready"), same_device),
+    Rule("vnic.down", (*_UNUSABLE, "tool.*"), same_device),
+    # Link.
+    Rule("link.down", ("optics.absent", "optics.los"), same_device),
+    Rule("link.flapping", ("link.down", "optics.*"), same_device),
+    Rule("link.no-neighbour", ("link.down", *_UNUSABLE), same_device),
+    # NPU network.
+    Rule("health.*", ("link.down", "address.missing", "address.duplicate"), same_device),
+    Rule("health.*", ("gateway.outside-subnet", "address.subnet"), same_device),
+    Rule("address.conf-*", ("address.missing", "address.duplicate"), either_end),
+    Rule("address.conf-mismatch", ("address.subnet",), same_device),
+    Rule("gateway.outside-subnet", ("address.subnet", "address.duplicate"), same_device),
+    Rule("address.duplicate", ("sdid.duplicate", "sdid.mismatch"), same_host),
+    Rule("sdid.*", ("vnic.outside-superpod",), same_host),
+    Rule("sdid.mismatch", ("sdid.duplicate",), same_host),
+    Rule("vnic.down", ("vnic.outside-superpod",), same_host),
+    # Reachability.
+    Rule("ping.*", ("link.down", "vnic.down", *_UNUSABLE), either_end),
+    Rule("ping.*", ("address.missing", "address.duplicate", "address.subnet"), either_end),
+    Rule("ping.*", ("gateway.*", "health.*", "sdid.*", "vnic.outside-superpod"), either_end),
+    Rule("ping.size", ("mtu.mismatch",), either_end),
+    # Host.
+    Rule("host.address-mismatch", ("host.nic-missing", "host.nic-down"), same_host),
+    Rule("host.port-taken", ("host.nic-missing", "host.address-mismatch"), same_host),
+    Rule("env.mismatch", ("host.nic-missing", "host.nic-down"), same_host),
+)
+
+
+def explained(findings: Iterable[Finding], rules: Iterable[Rule] = RULES) -> list[Finding]:
+    """The findings with `because` filled in, one per id and place, in their order."""
+    unique = _unique(findings)
+    all_rules = list(rules)
+    return [
+        finding.model_copy(
+            update={
+                "because": (
+                    *finding.because,
+                    *(cause.as_cause() for cause in unique if _explains(cause, finding, all_rules)),
+                )
+            }
+        )
+        for finding in unique
+    ]
+
+
+def _unique(findings: Iterable[Finding]) -> list[Finding]:
+    """Two checks that meet one fault at one place are one finding, with the evidence of both."""
+    merged: dict[tuple[str, Where], Finding] = {}
+    for finding in findings:
+        key = finding.id, finding.where
+        known = merged.get(key)
+        if known is None:
+            merged[key] = finding
+            continue
+        worse = finding if _rank(finding) < _rank(known) else known
+        evidence = tuple(dict.fromkeys((*known.evidence, *finding.evidence)))
+        merged[key] = worse.model_copy(update={"evidence": evidence})
+    return list(merged.values())
+
+
+def _rank(finding: Finding) -> int:
+    return (Severity.FAIL, Severity.UNKNOWN, Severity.WARN).index(finding.severity)
+
+
+def _explains(cause: Finding, finding: Finding, rules: Iterable[Rule]) -> bool:
+    if cause.id == finding.id or _rank(cause) > _rank(finding):
+        # A warning never explains a failure away.
+        return False
+    return any(
+        fnmatchcase(finding.id, rule.symptom)
+        and any(fnmatchcase(cause.id, pattern) for pattern in rule.causes)
+        and rule.relation(finding.where, cause.where)
+        for rule in rules
+    )

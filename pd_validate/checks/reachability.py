@@ -1,0 +1,255 @@
+"""The ping matrix judged: who does not reach whom, said once per fault. Pure.
+
+A dead switch port fails dozens of pings. Failed pings are therefore folded into the
+widest place of which every ping failed: a host, one of its devices in either or in both
+directions, a device towards a host, and only then single pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from pd_validate.checks.view import View, listed
+from pd_validate.facts.pings import Npu, PingFacts, PingResult
+from pd_validate.facts.reading import Reason
+from pd_validate.findings import Finding, Severity, Where
+
+SLOW = 1.0  # milliseconds over RoCE; a healthy fabric takes 0.03 to 0.1 after the first packet
+SLOW_HCCS = 0.2  # milliseconds
+SLOW_FACTOR = 3.0  # against the median of the matrix
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Pings that share a place. Smaller `rank` is wider and preferred."""
+
+    rank: int
+    where: Where
+    both_ways: bool = False
+
+
+def check_pings(view: View, pings: PingFacts) -> Iterator[Finding]:
+    for failure in pings.failures.values():
+        yield Finding(id=failure.id, where=Where(host=failure.host), got=failure.message)
+    small = [result for result in pings.results if result.task.size is None]
+    large = [result for result in pings.results if result.task.size is not None]
+    yield from _unmeasured(pings.results)
+    yield from _folded(view, small, "ping.unreachable", _dead)
+    yield from _folded(view, small, "ping.loss", _lossy)
+    passed = {_pair(result) for result in small if _complete(result)}
+    sized = [result for result in large if _pair(result) in passed]
+    yield from _folded(view, sized, "ping.size", lambda result: not _complete(result))
+    yield from _planes(small)
+    yield from _slow(small)
+
+
+def _pair(result: PingResult) -> tuple[Npu, Npu]:
+    return result.task.source, result.task.target
+
+
+def _complete(result: PingResult) -> bool:
+    ping = result.reading.value
+    return ping is not None and ping.complete
+
+
+def _dead(result: PingResult) -> bool:
+    """Nothing came back: also when the tool itself never came back."""
+    ping = result.reading.value
+    if ping is None:
+        return result.reading.reason in (Reason.TIMEOUT, Reason.LINK_DOWN)
+    return ping.received == 0
+
+
+def _lossy(result: PingResult) -> bool:
+    ping = result.reading.value
+    return ping is not None and 0 < ping.received < ping.transmitted
+
+
+def _judged(result: PingResult) -> bool:
+    """Whether this ping says anything at all."""
+    return result.reading.value is not None or _dead(result)
+
+
+_UNMEASURED = {Reason.BUSY: "tool.busy", Reason.PERMISSION: "tool.permission"}
+
+
+def _unmeasured(results: Iterable[PingResult]) -> Iterator[Finding]:
+    """Pings that the tool did not run, once per source and reason."""
+    by_source: dict[tuple[str, Npu], list[PingResult]] = {}
+    for result in results:
+        if not _judged(result) and result.reading.reason is not None:
+            identifier = _UNMEASURED.get(result.reading.reason, "tool.failed")
+            by_source.setdefault((identifier, result.task.source), []).append(result)
+    for (identifier, source), group in by_source.items():
+        yield Finding(
+            id=identifier,
+            severity=Severity.UNKNOWN,
+            where=Where(host=source.host, device=source.device),
+            expected="a ping report",
+            got=f"{group[0].reading.detail} ({len(group)} pings)",
+            evidence=tuple(result.reading.output.evidence for result in group[:_SHOWN]),
+        )
+
+
+def _folded(
+    view: View,
+    results: Iterable[PingResult],
+    identifier: str,
+    failed: Callable[[PingResult], bool],
+) -> Iterator[Finding]:
+    judged = [result for result in results if _judged(result)]
+    bad = [result for result in judged if failed(result)]
+    if not bad:
+        return
+    # A group is a candidate if every ping in it failed.
+    members: dict[_Group, list[PingResult]] = {}
+    healthy: set[_Group] = set()
+    for result in judged:
+        for group in _groups(result):
+            if failed(result):
+                members.setdefault(group, []).append(result)
+            else:
+                healthy.add(group)
+    candidates = {g: m for g, m in members.items() if g not in healthy and _wide(g, m)}
+    left = dict.fromkeys(map(id, bad))
+    while left:
+        group, covered = _widest(candidates, left)
+        for result in covered:
+            del left[id(result)]
+        yield _finding(view, identifier, group, covered)
+
+
+def _groups(result: PingResult) -> Iterator[_Group]:
+    """Every place that this ping belongs to, widest first."""
+    source, target = result.task.source, result.task.target
+    for npu in (source, target):
+        yield _Group(0, Where(host=npu.host), both_ways=True)
+    for npu in (source, target):
+        yield _Group(1, Where(host=npu.host, device=npu.device), both_ways=True)
+    yield _Group(2, Where(host=source.host, peer_host=target.host))
+    yield _Group(3, Where(host=source.host, device=source.device, peer_host=target.host))
+    yield _Group(3, Where(host=source.host, peer_host=target.host, peer_device=target.device))
+    yield _Group(4, _pair_where(result))
+
+
+def _pair_where(result: PingResult) -> Where:
+    source, target = _pair(result)
+    return Where(
+        host=source.host,
+        device=source.device,
+        peer_host=target.host,
+        peer_device=target.device,
+    )
+
+
+def _wide(group: _Group, members: list[PingResult]) -> bool:
+    """Whether the pings span what the group's place says; a single pair is only a pair."""
+    if group.rank == 4:
+        return True
+    sources = {result.task.source for result in members}
+    targets = {result.task.target for result in members}
+    npus = sources | targets
+    if group.rank == 0:
+        # A host: several of its devices, or its only one with several others.
+        own = {npu for npu in npus if npu.host == group.where.host}
+        return len(own) > 1 and len(npus - own) > 1
+    if group.rank == 1:
+        own_npu = Npu(group.where.host or "", group.where.device or 0)
+        peers = npus - {own_npu}
+        return len(peers) > 1 and own_npu in sources & targets
+    if group.rank == 2:
+        return len(sources) > 1 and len(targets) > 1
+    return len(members) > 1
+
+
+def _widest(
+    candidates: dict[_Group, list[PingResult]], left: dict[int, None]
+) -> tuple[_Group, list[PingResult]]:
+    """The candidate that explains most of what is left; of equal ones the narrower place."""
+    covered = {
+        group: [result for result in members if id(result) in left]
+        for group, members in candidates.items()
+    }
+    group = max(covered, key=lambda g: (len(covered[g]), g.rank, str(g.where)))
+    return group, covered[group]
+
+
+def _finding(view: View, identifier: str, group: _Group, results: list[PingResult]) -> Finding:
+    first = results[0]
+    counted = any(
+        all(view.counts(npu.host, npu.device) for npu in _pair(result)) for result in results
+    )
+    return Finding(
+        id=identifier,
+        severity=Severity.FAIL if counted else Severity.WARN,
+        where=group.where,
+        expected="every packet back" if first.task.size is None else "a full frame back",
+        got=_story(first, results, group),
+        evidence=tuple(result.reading.output.evidence for result in results[:_SHOWN]),
+    )
+
+
+def _story(first: PingResult, results: list[PingResult], group: _Group) -> str:
+    ping = first.reading.value
+    if ping is None:
+        text = first.reading.detail
+    elif ping.too_long:
+        text = "Message too long"
+    elif ping.transmitted == 0:
+        text = "the device sent nothing and reported success"
+    else:
+        text = f"{ping.received} of {ping.transmitted} packets back ({ping.loss:.0%} lost)"
+        text += ", no route" if ping.no_route else ""
+    if first.task.size is not None:
+        text += f" with {first.task.size} bytes of payload"
+    if len(results) > 1:
+        way = "to and from" if group.both_ways else "towards"
+        others = {result.task.target for result in results}
+        if group.both_ways:
+            others |= {result.task.source for result in results}
+            others = {npu for npu in others if npu.host != group.where.host}
+        text = f"{len(results)} pings {way} {listed(sorted(others), 4)}; the first: {text}"
+    return text
+
+
+def _planes(results: Iterable[PingResult]) -> Iterator[Finding]:
+    """hccs_ping: every packet came back, and not over every L1 plane."""
+    for result in results:
+        ping = result.reading.value
+        if ping is not None and ping.complete and ping.bad_plane:
+            yield Finding(
+                id="ping.loss",
+                severity=Severity.WARN,
+                where=_pair_where(result),
+                expected="L1 plane check result 0x0",
+                got=f"{ping.bad_plane:#x}: at least one plane failed",
+                evidence=(result.reading.output.evidence,),
+            )
+
+
+def _slow(results: Iterable[PingResult]) -> Iterator[Finding]:
+    """Outliers against the matrix: a path that is slow alone, not a fabric that is slow."""
+    times = {
+        index: (result, steady)
+        for index, result in enumerate(results)
+        if result.reading.value is not None
+        and (steady := result.reading.value.steady_milliseconds) is not None
+    }
+    if not times:
+        return
+    middle = median(steady for _, steady in times.values())
+    for result, steady in times.values():
+        limit = max(SLOW_HCCS if result.task.hccs else SLOW, SLOW_FACTOR * middle)
+        if steady <= limit:
+            continue
+        yield Finding(
+            id="ping.slow",
+            severity=Severity.WARN,
+            where=_pair_where(result),
+            expected=f"about {middle:.3f} ms, as between most NPUs",
+            got=f"{steady:.3f} ms",
+            evidence=(result.reading.output.evidence,),
+        )

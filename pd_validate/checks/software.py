@@ -1,0 +1,111 @@
+"""Software and model of the hosts: there, equal, and what the cluster file expects. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pd_validate.checks.view import View, grouped, listed, usual
+from pd_validate.facts.hosts import MODULES, ModelFiles
+from pd_validate.facts.reading import Reason
+from pd_validate.findings import Finding, Severity, Where
+
+
+def check_software(view: View) -> Iterator[Finding]:
+    versions: dict[str, dict[str, str]] = {}  # name -> host -> version
+    for host in view.hosts:
+        software = host.software.value
+        if software is None:
+            if host.software.reason is not Reason.NOT_READ:
+                yield Finding(
+                    id="software.missing",
+                    severity=Severity.UNKNOWN,
+                    where=Where(host=host.host),
+                    expected=f"an answer of {view.cluster.python}",
+                    got=host.software.detail,
+                    evidence=(host.software.output.evidence,),
+                )
+            continue
+        wanted = dict.fromkeys((*view.profile.required_software, *_expected(view)))
+        lacking = [name for name in wanted if software.versions.get(name) is None]
+        if view.cluster.connector.kind != "module":
+            lacking += [name for name in MODULES if software.modules.get(name) is None]
+        if lacking and view.cluster.instances_on(host.host):
+            yield Finding(
+                id="software.missing",
+                where=Where(host=host.host),
+                expected=listed(lacking),
+                got="not found",
+                evidence=(host.software.output.evidence,),
+            )
+        for name, version in software.versions.items():
+            if version is not None:
+                versions.setdefault(name, {})[host.host] = version
+    for name, by_host in versions.items():
+        yield from _compared(view, name, by_host)
+
+
+def _expected(view: View) -> dict[str, str]:
+    stated = view.cluster.expect.model_dump(exclude_none=True)
+    return {name: str(version) for name, version in stated.items()}
+
+
+def _compared(view: View, name: str, by_host: dict[str, str]) -> Iterator[Finding]:
+    """Against what the cluster file expects, if it says so; else against most hosts."""
+    expected = _expected(view).get(name)
+    common = expected or usual(by_host.values())
+    for host, version in by_host.items():
+        if version == common:
+            continue
+        yield Finding(
+            id="software.unexpected" if expected else "software.mismatch",
+            where=Where(host=host),
+            expected=f"{name} {common}" + ("" if expected else ", as most hosts"),
+            got=version,
+            evidence=(f"{name}: {grouped(by_host)}",),
+        )
+
+
+def check_model(view: View) -> Iterator[Finding]:
+    """The same files on every host that runs an instance."""
+    copies = {
+        host.host: host.model
+        for host in view.hosts
+        if host.model is not None and view.cluster.instances_on(host.host)
+    }
+    for name, copy in copies.items():
+        problem = copy.error or ("" if "config.json" in copy.files else "no config.json in it")
+        if problem:
+            yield Finding(
+                id="model.mismatch",
+                where=Where(host=name, file=copy.path),
+                expected="the model",
+                got=problem,
+            )
+    whole = {name: copy for name, copy in copies.items() if "config.json" in copy.files}
+    common = usual((frozenset(copy.files.items()) for copy in whole.values()), prefer=len)
+    for name, copy in whole.items():
+        if common is not None and frozenset(copy.files.items()) != common:
+            yield _differing(name, copy, dict(common))
+
+
+def _differing(name: str, copy: ModelFiles, common: dict[str, tuple[int, str]]) -> Finding:
+    files = sorted({*copy.files, *common})
+    differing = [file for file in files if copy.files.get(file) != common.get(file)]
+    detail = tuple(
+        f"{file}: {_words(copy.files.get(file))} here, {_words(common.get(file))} on most hosts"
+        for file in differing
+    )
+    return Finding(
+        id="model.mismatch",
+        where=Where(host=name, file=copy.path),
+        expected="the same files as on most hosts",
+        got=f"{len(differing)} of {len(files)} differ: {listed(differing, limit=3)}",
+        evidence=detail,
+    )
+
+
+def _words(entry: tuple[int, str] | None) -> str:
+    if entry is None:
+        return "absent"
+    size, digest = entry
+    return f"unreadable ({digest})" if size < 0 else f"{size} bytes, sha256 {digest[:12]}"
