@@ -40,7 +40,7 @@ from connector.caches import KVCache
 from connector.digest import Plane, digest_blocks, measure_cpu_packing, planes, size_of
 from connector.errors import ConnectorConfigError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 LEVELS = ("off", "sample", "full")
 SAMPLED_OF = 16  # level `sample` takes one request in so many

@@ -19,7 +19,7 @@ import zmq
 from connector.errors import ConnectorConfigError, TransferError
 from connector.protocol import FINISHED_REPLY, Failed, Message, decode, encode
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 Reply = TypeVar("Reply", bound=msgspec.Struct)
 
 Handler = Callable[[Message], msgspec.Struct | None]

@@ -13,7 +13,7 @@ from typing import Any
 
 from connector.errors import ConnectorConfigError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 RANK_TABLE_PATH = "DISAGGREGATED_PREFILL_RANK_TABLE_PATH"
 RPC_PORT = "VLLM_ASCEND_LLMDD_RPC_PORT"

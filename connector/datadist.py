@@ -20,7 +20,7 @@ from connector.errors import TransferError
 from connector.ranktable import Agent, link_rank_table
 from connector.waiting import poll
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 # Blocks of one pull_blocks call: a request to the engine may name about 7160 tensors and
 # runs (112 KiB, CANN 8.5); scattered blocks make one run each, counted twice.

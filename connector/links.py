@@ -17,7 +17,7 @@ from connector.errors import TransferError
 from connector.metrics import Metrics
 from connector.ranktable import Agent
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 
 @dataclass

@@ -37,7 +37,7 @@ from connector.protocol import (
 from connector.ranktable import Agent
 from connector.waiting import poll
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 
 @dataclass

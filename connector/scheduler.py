@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -17,48 +17,16 @@ from vllm.v1.request import RequestStatus
 
 from connector import compat
 from connector.config import base_port
+from connector.steps import LoadPlan, Remote, Step
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 REQUIRED = ("remote_block_ids", "remote_engine_id", "remote_host", "remote_port", "remote_tp_size")
 
 
-@dataclass(frozen=True)
-class Remote:
-    """Where a prefiller keeps a request's blocks, from kv_transfer_params."""
-
-    host: str
-    port: int
-    tp_size: int
-    request_id: str
-    run: str | None
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """One request to load: block ids in token order, position by position."""
-
-    remote: Remote
-    remote_blocks: list[int]
-    local_blocks: list[int]
-
-
 @dataclass
-class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]  # vLLM's classes are untyped here
-    """What the workers learn in one engine step."""
-
-    run: str
-    idle: bool
-    """No token is computed in this step."""
-    loads: dict[str, LoadPlan] = field(default_factory=dict)
-    cancelled: set[str] = field(default_factory=set)
-    """Aborted loads: pulls that have not begun need not begin."""
-    refused: list[Remote] = field(default_factory=list)
-    """Blocks of a prefiller that this decoder will not pull."""
-    holds: dict[str, int] = field(default_factory=dict)
-    """Finished requests to keep for a decoder, with their number of blocks."""
-    releases: set[str] = field(default_factory=set)
-    """Held requests that no decoder will take."""
+class StepMetadata(Step, KVConnectorMetadata):  # type: ignore[misc]  # vLLM is untyped here
+    """A step as vLLM carries it to the workers."""
 
 
 class SchedulerHalf:

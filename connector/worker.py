@@ -35,9 +35,9 @@ from connector.protocol import (
     Release,
 )
 from connector.ranktable import Agent, local_agent, read_agents
-from connector.scheduler import LoadPlan, Remote, StepMetadata
+from connector.steps import LoadPlan, Remote, Step
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 IDLE_WAIT = 0.005  # seconds; an engine that only waits for transfers steps without a pause
 REPORT_HOLDS = 1.0  # seconds
@@ -119,10 +119,10 @@ class Worker:
     def _close(self) -> None:
         raise NotImplementedError
 
-    def begin_step(self, metadata: StepMetadata) -> None:
+    def begin_step(self, metadata: Step) -> None:
         """What must happen before the step computes."""
 
-    def start_loads(self, metadata: StepMetadata) -> None:
+    def start_loads(self, metadata: Step) -> None:
         """Start pulls; returns at once."""
 
     def results(self, idle: bool) -> tuple[set[str], set[str], set[int]]:
@@ -142,7 +142,7 @@ class PrefillWorker(Worker):
         self._holds = Holds(settings.hold_timeout, self._informants)
         self._listener = Listener(self.zmq, self.environment.rpc_ip, identity.port)
         self._listener.start(self._answer)
-        self._last_step: StepMetadata | None = None
+        self._last_step: Step | None = None
         self._reported = 0.0
 
     def _close(self) -> None:
@@ -186,7 +186,7 @@ class PrefillWorker(Worker):
             )
         return HelloReply(self.agent, self._incarnation, self.tp_size, self.layout, refused)
 
-    def begin_step(self, metadata: StepMetadata) -> None:
+    def begin_step(self, metadata: Step) -> None:
         if metadata is self._last_step:
             return
         self._last_step = metadata
@@ -259,7 +259,7 @@ class DecodeWorker(Worker):
             peer = self._peers[host, port] = Peer(self, host, port, keep_linked=keep_linked)
         return peer
 
-    def start_loads(self, metadata: StepMetadata) -> None:
+    def start_loads(self, metadata: Step) -> None:
         for request_id in metadata.cancelled:
             with self._lock:
                 load = self._running.get(request_id)
