@@ -25,7 +25,11 @@ instances:
 proxy: {host: p1}
 """
 
-Load = Callable[..., Cluster]
+
+@pytest.fixture
+def base() -> str:
+    """The guide's topology in as few lines as possible, as text to be changed."""
+    return BASE
 
 
 @pytest.fixture
@@ -35,10 +39,12 @@ def clusters() -> Path:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Load:
+def load(tmp_path: Path) -> Callable[..., Cluster]:
     """Load a cluster file from text: `load("nic: eth1")` is the base file plus that line."""
 
-    def load(extra: str = "", *, base: str = BASE, environ: Mapping[str, str] | None = None):  # type: ignore[no-untyped-def]  # fixture returns it as Load
+    def load(
+        extra: str = "", *, base: str = BASE, environ: Mapping[str, str] | None = None
+    ) -> Cluster:
         path = tmp_path / "cluster.yaml"
         path.write_text(base + extra)
         return load_cluster(path, environ=environ or {})
