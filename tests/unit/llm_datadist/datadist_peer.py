@@ -17,14 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+BLOCKS, BLOCK_BYTES, TENSORS = 16, 1024, 4  # of a pair's caches
 
 SITE = Path(__file__).parents[3] / "twin" / "site"
 if __name__ == "__main__":
     sys.path.insert(0, str(SITE))
-
-Outcome = tuple[str, str]  # an exception: name of its status or type, message
 
 
 class Refused(Exception):
@@ -102,7 +103,7 @@ class Peer:
             self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> str:
-        """End the process; what it logged."""
+        """End the process; what it logged, the first time."""
         if self._process.poll() is None and self._process.stdin is not None:
             self._process.stdin.close()
             try:
@@ -111,8 +112,100 @@ class Peer:
                 self.kill()
         assert self._process.stderr is not None
         assert self._process.stdout is not None
+        if self._process.stderr.closed:
+            return ""
         with self._process.stderr as stderr, self._process.stdout:
             return stderr.read().decode()
+
+
+def refused(peer: Peer, method: str, *args: Any, **kwargs: Any) -> Refused:
+    """The error of a call that must fail."""
+    try:
+        result = peer.call(method, *args, **kwargs)
+    except Refused as error:
+        return error
+    raise AssertionError(f"{method}{args} was expected to fail and returned {result!r}")
+
+
+@dataclass
+class Pair:
+    """A producer (cluster 1) and a consumer (cluster 2), linked, with a cache each (id 1)."""
+
+    producer: Peer
+    consumer: Peer
+    producer_link: int
+    consumer_link: int
+
+    def block(self, peer: Peer, tensor: int, block: int) -> bytes:
+        content: bytes = peer.call("read", 1)[tensor]
+        return content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+
+    def wait_until_pulling(self) -> None:
+        """Until a call of the consumer is under way."""
+        deadline = time.monotonic() + 5
+        while self.consumer.call("run", "dd._engine._lock._holders") == 0:
+            assert time.monotonic() < deadline, "no call began"
+
+    def both(self, tensor: int, source: int, target: int) -> tuple[bytes, bytes]:
+        """A source block of the producer and a target block of the consumer."""
+        return (
+            self.block(self.producer, tensor, source),
+            self.block(self.consumer, tensor, target),
+        )
+
+
+def link_all(*peers: Peer, name: str = "comm", ips: dict[int, str] | None = None) -> list[int]:
+    """Every peer calls link, ranks in the given order; their comm ids."""
+    ranks = {peer.cluster_id: rank for rank, peer in enumerate(peers)}
+    lines = [peer.rank(**({"ip": ips[peer.cluster_id]} if ips else {})) for peer in peers]
+    return [peer.call("link", name, ranks, rank_table(*lines)) for peer in peers]
+
+
+class Peers:
+    """Starts initialised peers over one state directory; `close` ends them."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._peers: list[Peer] = []
+
+    def __call__(
+        self,
+        cluster_id: int,
+        *,
+        device: int | None = None,
+        connect_timeout: float = 5.0,
+        env: dict[str, str] | None = None,
+        initialise: bool = True,
+        **options: Any,
+    ) -> Peer:
+        """A peer on physical device `device` (default: its cluster id)."""
+        physical = cluster_id if device is None else device
+        environment = {
+            "TWIN_STATE": str(self._state),
+            "HCCL_CONNECT_TIMEOUT": str(connect_timeout),
+            **(env or {}),
+        }
+        peer = Peer(cluster_id, device=physical, env=environment)
+        self._peers.append(peer)
+        if initialise:
+            peer.call("init", **{"device": physical, **options})
+        return peer
+
+    def pair(self, *, register: bool = True, **options: Any) -> Pair:
+        """Cluster 1 and cluster 2, linked; options as for one peer."""
+        producer, consumer = self(1, **options), self(2, **options)
+        if register:
+            for peer in (producer, consumer):
+                peer.call("register", BLOCKS, BLOCK_BYTES, TENSORS)
+            producer.call("fill", 1)
+        ids = link_all(producer, consumer)
+        assert producer.call("wait_link", ids[0]) == "OK"
+        assert consumer.call("wait_link", ids[1]) == "OK"
+        return Pair(producer, consumer, *ids)
+
+    def close(self) -> None:
+        for peer in self._peers:
+            peer.close()
 
 
 class Actor:
@@ -172,6 +265,11 @@ class Actor:
         self.caches[cache.cache_id] = cache
         return int(cache.cache_id)
 
+    def unknown_cache(self) -> Any:
+        """A handle of a cache that is not registered."""
+        desc = self.lib.CacheDesc(4, [16, 1024], self.lib.DataType.DT_INT8)
+        return self.lib.Cache(99, desc, [64] * 4, is_blocks=True)
+
     def fill(self, cache: int, seed: int = 0) -> None:
         """Every byte of the cache differs from its neighbours in block, tensor and offset."""
         for index, buffer in enumerate(self.buffers[cache]):
@@ -226,6 +324,17 @@ class Actor:
         """The value of a Python expression over `lib`, `dd`, `caches`, and `names`."""
         scope = {"lib": self.lib, "dd": self.dd, "caches": self.caches, "actor": self, **names}
         return eval(source, scope)
+
+    def link_in_forked_child(self) -> str:
+        """What `link` says in a forked child of this process."""
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            kind, _ = answer(self, "link", ("n", {1: 0, 2: 1}, "{}"), {})
+            os.write(writer, kind.encode())
+            os._exit(0)
+        os.wait()
+        with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb"):
+            return pipe.read1().decode()
 
     def start(self, thread: str, method: str, *args: Any, **kwargs: Any) -> None:
         """Begin a call of this class in a thread."""

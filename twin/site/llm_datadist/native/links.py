@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
@@ -90,7 +89,8 @@ class Link:
     status: int = PREPARING
     cancelled: threading.Event = field(default_factory=threading.Event)
     entities: dict[int, Entity] = field(default_factory=dict)  # by cluster id; complete when OK
-    task: Future[None] | None = None
+    begun: bool = False  # its thread works on it; False: it waits for its turn
+    thread: threading.Thread | None = None
 
     def members(self) -> dict[int, int]:
         """The others, with their ranks."""
@@ -124,7 +124,9 @@ class Links:
         self._next_id = 1
         self._closed = False
         self._linking = threading.Lock()  # link and unlink are serialised among themselves
-        self._pool = ThreadPoolExecutor(LINK_THREADS, thread_name_prefix="llm_datadist-link")
+        # Daemon threads of our own: those of concurrent.futures are joined at interpreter exit
+        # before anyone could cancel a link that still waits for its peer.
+        self._turns = threading.Semaphore(LINK_THREADS)
         self._server: Server | None = None
         self._endpoint: Endpoint | None = None
 
@@ -150,7 +152,6 @@ class Links:
             self.unlink(comm_id)
         for cluster_id in list(self._entities):
             self._destroy(cluster_id)
-        self._pool.shutdown(wait=True, cancel_futures=True)
         if self._endpoint is not None:
             self._registry.withdraw(self._endpoint)
 
@@ -193,7 +194,10 @@ class Links:
             with self._changed:
                 self._links[link.comm_id] = link
                 self._changed.notify_all()
-            link.task = self._pool.submit(self._prepare, link)
+            link.thread = threading.Thread(
+                target=self._work, args=(link,), name=f"llm_datadist-link-{name}", daemon=True
+            )
+            link.thread.start()
             return link.comm_id
 
     def _check_own_rank(self, ranks: Mapping[int, int], table: Mapping[int, Rank]) -> bool:
@@ -235,11 +239,11 @@ class Links:
         """Give a link up, on this side only. Waits for a running transfer over it."""
         with self._linking:
             link = self._link(comm_id)
-            link.cancelled.set()
             with self._changed:
+                link.cancelled.set()
                 self._changed.notify_all()
-            if link.task is not None and not link.task.cancel():
-                link.task.result()
+            if link.begun and link.thread is not None:
+                link.thread.join()
             for cluster_id, entity in link.entities.items():
                 self._end(entity)
                 # By cluster id, whoever is registered under it: CANN forgets a newer link to
@@ -259,9 +263,18 @@ class Links:
         assert self._server is not None, "start() comes first"
         return self._server
 
+    def _work(self, link: Link) -> None:
+        """The link's own thread."""
+        with self._turns:
+            with self._changed:
+                if link.cancelled.is_set():
+                    return
+                link.begun = True
+                link.deadline = time.monotonic() + self._timeout
+            self._prepare(link)
+
     def _prepare(self, link: Link) -> None:
-        """Background: meet every member, then the link is OK; else FAILED."""
-        link.deadline = time.monotonic() + self._timeout
+        """Meet every member, then the link is OK; else FAILED."""
         try:
             for cluster_id, rank in link.members().items():
                 if rank > link.ranks[link.own]:
