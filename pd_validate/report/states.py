@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.findings import Cause, Finding, Severity, Verdict, Where
@@ -46,6 +47,15 @@ _OF_SEVERITY = {
 _OF_OUTCOME = {Outcome.FAILED: State.FAIL, Outcome.BROKEN: State.UNKNOWN}
 
 
+_PORT_LAYERS = (Layer.LINK, Layer.NPU_NETWORK)
+
+Place = TypeVar("Place")
+
+
+def _worsen(states: dict[Place, State], place: Place, state: State) -> None:
+    states[place] = worst_state((state, states.get(place, State.NONE)))
+
+
 def worst_state(states: Iterable[State]) -> State:
     return min(states, key=_RANK.__getitem__, default=State.NONE)
 
@@ -65,7 +75,7 @@ class LayerState:
 
 
 class States:
-    """Answers "how is this place?" for one record."""
+    """Answers "how is this place?" for one record; everything is looked up once, at the start."""
 
     def __init__(self, record: RunRecord) -> None:
         self._record = record
@@ -78,6 +88,48 @@ class States:
             self._consequences += family.consequences
             for finding in (family.root, *family.consequences):
                 self._anchors.setdefault(finding.as_cause(), f"f{number}")
+        self._npus: dict[Npu, State] = {}
+        self._ports: dict[Npu, State] = {}
+        self._hosts: dict[str, State] = {}
+        self._named: dict[str, State] = {}  # instances, by what is said of them by name
+        for finding in self._roots:
+            self._add(finding.where, _OF_SEVERITY[finding.severity], finding.layer)
+        for finding in self._consequences:
+            self._add(finding.where, State.AFFECTED, finding.layer)
+            self._add_far_end(finding.where)
+        for check in record.checks:
+            self._add(check.where, _OF_VERDICT[check.verdict], check.layer)
+        self._npu_anchors: dict[Npu, str] = {}
+        self._host_anchors: dict[str, str] = {}
+        self._id_anchors: dict[str, str] = {}
+        for finding in (*self._roots, *self._consequences):
+            anchor = self.anchor(finding)
+            self._id_anchors.setdefault(finding.id, anchor)
+            if npu := self.npu_of(finding.where):
+                self._npu_anchors.setdefault(npu, anchor)
+            if host := self.host_of(finding.where):
+                self._host_anchors.setdefault(host, anchor)
+
+    def _add(self, where: Where, state: State, layer: Layer | None) -> None:
+        npu = self.npu_of(where)
+        if npu is not None:
+            _worsen(self._npus, npu, state)
+            if layer in _PORT_LAYERS:
+                _worsen(self._ports, npu, state)
+        elif where.host is not None and where.instance is None:
+            _worsen(self._hosts, where.host, state)
+        if where.instance is not None:
+            _worsen(self._named, where.instance, state)
+
+    def _add_far_end(self, where: Where) -> None:
+        """The other end of a path that suffers, suffers too."""
+        if where.peer_host is not None and where.peer_device is not None:
+            far = Npu(host=where.peer_host, device=where.peer_device)
+            _worsen(self._npus, far, State.AFFECTED)
+        elif where.peer_host is not None:
+            _worsen(self._hosts, where.peer_host, State.AFFECTED)
+        if where.peer_instance is not None:
+            _worsen(self._named, where.peer_instance, State.AFFECTED)
 
     def npu_of(self, where: Where) -> Npu | None:
         """The NPU a place is on: stated, or the one that this rank of this instance uses."""
@@ -95,40 +147,20 @@ class States:
         return instance.host if instance else None
 
     def npu(self, npu: Npu) -> State:
-        return self._state(
-            lambda where: self.npu_of(where) == npu,
-            touches=lambda where: (where.peer_host, where.peer_device) == (npu.host, npu.device),
-        )
+        return self._npus.get(npu, State.NONE)
 
     def port(self, npu: Npu) -> State:
         """The RoCE port of an NPU: only what concerns its link and its network."""
-        layers = (Layer.LINK, Layer.NPU_NETWORK)
-        checks = [
-            check.verdict
-            for check in self._record.checks
-            if check.layer in layers and self.npu_of(check.where) == npu
-        ]
-        return self._state_of_findings(
-            lambda finding: finding.layer in layers and self.npu_of(finding.where) == npu,
-            default=worst_state(map(state_of_verdict, checks)),
-        )
+        return self._ports.get(npu, State.NONE)
 
     def host(self, name: str) -> State:
         """The host itself, apart from its NPUs and instances."""
-        return self._state(
-            lambda where: (
-                where.host == name and self.npu_of(where) is None and where.instance is None
-            ),
-            touches=lambda where: where.peer_host == name and where.peer_device is None,
-        )
+        return self._hosts.get(name, State.NONE)
 
     def instance(self, instance: InstanceNode) -> State:
-        own = self._state(
-            lambda where: where.instance == instance.name,
-            touches=lambda where: where.peer_instance == instance.name,
-        )
-        npus = [self.npu(Npu(host=instance.host, device=device)) for device in instance.devices]
-        if State.FAIL in npus and own is not State.FAIL:
+        own = self._named.get(instance.name, State.NONE)
+        npus = (Npu(host=instance.host, device=device) for device in instance.devices)
+        if own is not State.FAIL and any(self.npu(npu) is State.FAIL for npu in npus):
             return State.AFFECTED
         return own
 
@@ -198,29 +230,15 @@ class States:
 
     def anchor_at_npu(self, npu: Npu) -> str | None:
         """The first family that has a finding at this NPU, if any."""
-        return self._first_anchor(lambda finding: self.npu_of(finding.where) == npu)
+        return self._npu_anchors.get(npu)
 
     def anchor_at_host(self, host: str) -> str | None:
         """The first family that has a finding at this host or anything on it, if any."""
-        return self._first_anchor(lambda finding: self.host_of(finding.where) == host)
+        return self._host_anchors.get(host)
 
     def anchor_of_id(self, finding_id: str) -> str | None:
         """The first family that has a finding with this id, if any."""
-        return self._first_anchor(lambda finding: finding.id == finding_id)
-
-    def _first_anchor(self, wanted: Callable[[Finding], bool]) -> str | None:
-        for finding in (*self._roots, *self._consequences):
-            if wanted(finding):
-                return self.anchor(finding)
-        return None
-
-    def _state(self, here: Callable[[Where], bool], touches: Callable[[Where], bool]) -> State:
-        """From findings at a place; those that only touch it (the far end) make it affected."""
-        states = [_OF_SEVERITY[f.severity] for f in self._roots if here(f.where)]
-        if any(here(f.where) or touches(f.where) for f in self._consequences):
-            states.append(State.AFFECTED)
-        states += [_OF_VERDICT[c.verdict] for c in self._record.checks if here(c.where)]
-        return worst_state(states)
+        return self._id_anchors.get(finding_id)
 
     def _state_of_findings(self, concerns: Callable[[Finding], bool], default: State) -> State:
         states = [_OF_SEVERITY[f.severity] for f in self._roots if concerns(f)]

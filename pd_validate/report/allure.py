@@ -1,0 +1,164 @@
+"""The story of a test in Allure: steps, attachments, labels. Works without Allure, too.
+
+Every step goes to the log as well, so that a run without Allure, or one that hangs, still
+tells what it was doing. Files beside the results (environment, categories, the HTML) are
+made by `allure_files.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
+from typing import Any
+
+from pd_validate.catalogue import CATALOGUE, Layer
+from pd_validate.findings import Finding
+from pd_validate.report.redact import Redactor
+
+try:
+    import allure
+except ImportError:  # the results are then simply not written
+    allure = None
+
+_log = logging.getLogger("pd_validate.step")
+
+# All attachments are inlined into the one HTML file, so one log must not make it unusable.
+ATTACHMENT_LIMIT = 200_000  # characters
+
+# allure-pytest sets `host` (of the controller) and others by itself; ours have a prefix.
+HOST_LABEL = "pd_host"
+INSTANCE_LABEL = "pd_instance"
+DEVICE_LABEL = "pd_device"
+LAYER_LABEL = "pd_layer"
+FINDING_LABEL = "pd_finding"
+
+
+class Kind(StrEnum):
+    """What an attachment is; picks how Allure shows it."""
+
+    TEXT = "TEXT"
+    JSON = "JSON"
+    HTML = "HTML"
+    SVG = "SVG"
+
+
+class Story:
+    """Steps, attachments and labels of the running test; all text is redacted and capped."""
+
+    def __init__(self, redactor: Redactor, *, docs_url: str = "") -> None:
+        """`docs_url` is where docs/ can be read (checks.md and so on); empty: no links."""
+        self._redactor = redactor
+        self._docs_url = docs_url.rstrip("/")
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """A named part of a test, with its duration; nested steps nest in the report."""
+        title = self._redactor.text(title)
+        began = time.monotonic()
+        _log.info("%s", title)
+        with allure.step(title) if allure else nullcontext():
+            try:
+                yield
+            except BaseException as error:
+                took = time.monotonic() - began
+                _log.info("%s: %s after %.1f s", title, type(error).__name__, took)
+                raise
+        _log.info("%s: done in %.1f s", title, time.monotonic() - began)
+
+    def attach(self, name: str, content: str, kind: Kind = Kind.TEXT) -> None:
+        """Attach text to the running test or step."""
+        if allure:
+            allure.attach(self._safe(content, kind), name, _attachment_type(kind))
+
+    def attach_to_run(self, name: str, content: str, kind: Kind = Kind.TEXT) -> None:
+        """Attach text to the run as a whole; call it in the controller process."""
+        if allure:
+            allure.global_attach(self._safe(content, kind), name, _attachment_type(kind))
+
+    def error_of_run(self, message: str) -> None:
+        """An error that belongs to no test: a failed bring-up, a leak after all tests."""
+        if allure:
+            allure.global_error(self._redactor.text(message))
+
+    def place(
+        self,
+        layer: Layer,
+        *,
+        host: str | None = None,
+        device: int | None = None,
+        instance: str | None = None,
+    ) -> None:
+        """Say what the running test is about: its suite, its labels, its severity."""
+        if not allure:
+            return
+        allure.dynamic.parent_suite(layer.label)
+        if host or instance:
+            allure.dynamic.sub_suite(instance or host)
+        allure.dynamic.severity(_SEVERITIES[layer])
+        for label, value in (
+            (LAYER_LABEL, layer.label),
+            (HOST_LABEL, host),
+            (DEVICE_LABEL, None if device is None else f"{host} npu{device}"),
+            (INSTANCE_LABEL, instance),
+        ):
+            if value is not None:
+                allure.dynamic.label(label, value)
+
+    def finding(self, finding: Finding) -> None:
+        """Label the running test with a finding and attach what there is to know about it."""
+        if not allure:
+            return
+        where = finding.where
+        labels: tuple[tuple[str, str | None], ...] = (
+            (FINDING_LABEL, finding.id),
+            (HOST_LABEL, where.host),
+            (INSTANCE_LABEL, where.instance),
+            (DEVICE_LABEL, None if where.device is None else f"{where.host} npu{where.device}"),
+        )
+        for label, value in labels:
+            if value is not None:
+                allure.dynamic.label(label, value)
+        if self._docs_url:
+            anchor = finding.id.replace(".", "")  # as GitHub makes anchors of headings
+            allure.dynamic.link(f"{self._docs_url}/checks.md#{anchor}", name=finding.id)
+        parts = [CATALOGUE[finding.id].meaning, str(finding), *finding.evidence]
+        self.attach(f"{finding.id} at {where}", "\n\n".join(parts))
+
+    def _safe(self, content: str, kind: Kind) -> str:
+        text = self._redactor.text(content)
+        # Cutting the middle out of HTML or SVG would break it, and we make those ourselves.
+        return text if kind in (Kind.HTML, Kind.SVG) else capped(text)
+
+
+# How much a red test of this layer matters. KV data stands highest: it is wrong in silence.
+_SEVERITIES = {
+    Layer.LINK: "critical",
+    Layer.NPU_NETWORK: "critical",
+    Layer.HOST: "normal",
+    Layer.PLAN: "normal",
+    Layer.ENGINE: "critical",
+    Layer.KV_LINK: "critical",
+    Layer.KV_DATA: "blocker",
+    Layer.PROXY: "critical",
+    Layer.SERVICE: "critical",
+    Layer.LEFTOVER: "minor",
+}
+
+
+def capped(text: str, limit: int = ATTACHMENT_LIMIT) -> str:
+    """`text`, or its beginning and its end with a line between that says what is left out.
+
+    The end gets two thirds: a log's last lines tell why it ended.
+    """
+    if len(text) <= limit:
+        return text
+    head, tail = limit // 3, limit - limit // 3
+    left_out = len(text) - head - tail
+    return f"{text[:head]}\n\n[… {left_out} characters left out …]\n\n{text[-tail:]}"
+
+
+def _attachment_type(kind: Kind) -> Any:
+    return getattr(allure.attachment_type, kind.value)
