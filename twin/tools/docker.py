@@ -115,7 +115,7 @@ class Container:
 
     @property
     def running(self) -> bool:
-        return self.pid == 0 or _start_time(self.pid) == self.born
+        return self.pid == 0 or start_time(self.pid) == self.born
 
 
 class Host:
@@ -273,7 +273,7 @@ def _run(host: Host, args: list[str]) -> int:
             f" container process: {error}: unknown.",
             error.exit_code,
         ) from None
-    container.born = _start_time(container.pid)
+    container.born = start_time(container.pid)
     container.started = time.time()
     host.keep(container)
     if detached:
@@ -435,7 +435,7 @@ def _stop(host: Host, args: list[str]) -> int:
     def stop(container: Container) -> None:
         if container.pid and container.running:
             os.kill(container.pid, signal.SIGTERM)
-            _poll(lambda: not container.running, grace)
+            poll(lambda: not container.running, grace)
         _end_all(container)
 
     return _each(host, names, stop)
@@ -635,7 +635,7 @@ def _end_all(container: Container) -> None:
                 continue
         return not any(_members(container))
 
-    if not _poll(none_left, KILL_SECONDS):
+    if not poll(none_left, KILL_SECONDS):
         raise DockerError(
             f"Error response from daemon: tried to kill container {container.name}, but did not"
             " receive an exit event"
@@ -655,7 +655,7 @@ def _members(container: Container) -> Iterator[int]:
                 yield int(entry)
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """When the process began, as /proc counts; empty if there is none, or only its remains."""
     try:
         text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
@@ -665,7 +665,7 @@ def _start_time(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _poll(done: Callable[[], bool], seconds: float) -> bool:
+def poll(done: Callable[[], bool], seconds: float) -> bool:
     """Whether `done` became true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not done():
