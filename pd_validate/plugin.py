@@ -1,3 +1,270 @@
-"""pytest options, fixtures and hooks. Thin: what they do lives in topology/, checks/ and report/."""
+"""pytest options, fixtures and hooks. Thin: what they do lives in session.py and below.
+
+One `Session` per run, owned by the controller process: opened when the first test needs
+it, closed in `pytest_unconfigure` whatever happened before, also after Ctrl-C and SIGTERM.
+"""
 
 from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pd_validate.errors import LabError, SpecError
+from pd_validate.findings import Finding, Severity
+from pd_validate.options import TWIN, Options
+
+if TYPE_CHECKING:
+    from pd_validate.checks.result import Report
+    from pd_validate.run import Run
+    from pd_validate.session import Session
+    from pd_validate.spec.models import Cluster
+    from pd_validate.topology.service import Service
+    from pd_validate.topology.topology import Topology
+
+SUITES = Path(__file__).parent.parent / "tests"
+MARKS = {
+    "network": "links, addresses and hosts; starts no engine",
+    "ranktable": "the rank table on the hosts",
+    "topology": "instances and proxy, as planned",
+    "kv": "KV transfer, byte by byte",
+    "determinism": "the same answer every time, and the same as one engine alone",
+    "proxy": "the PD proxy",
+    "fault": "breaks things on purpose (needs --allow-faults)",
+    "soak": "takes long on purpose",
+    "perf": "measures",
+}
+_RUN = pytest.StashKey["Run"]()
+
+
+# --- options -----------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    Options.add_to(parser.getgroup("pd-validate", "prefill/decode validation on a cluster"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    """With --cluster and no path on the command line, run the validation suites from anywhere."""
+    options = Options.of(early_config.known_args_namespace)
+    stated = early_config.known_args_namespace.file_or_dir
+    if options.cluster and not stated:
+        args += [str(SUITES / "network"), str(SUITES / "e2e")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    options = Options.of(config.option)
+    if not options.cluster or config.option.help or config.option.collectonly:
+        return
+    from pd_validate.run import Run  # heavy; a plain pytest run of anything else skips it
+
+    with ExitStack() as undo:
+        try:
+            cluster = open_cluster(options, undo)
+        except SpecError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def open_cluster(options: Options, undo: ExitStack) -> Cluster:
+    """The cluster of the file, or of a twin that is started now and ends with `undo`.
+
+    Raises SpecError for a file that cannot be used.
+    """
+    from pd_validate.spec.load import load_cluster
+
+    kind, _, name = options.cluster.partition(":")
+    if kind != TWIN:
+        if options.scenario is not None:
+            raise SpecError("--scenario breaks the twin; it cannot be used on a real cluster")
+        return load_cluster(Path(options.cluster))
+    # The only place that knows of the twin: from here on its hosts are hosts like any other.
+    from twin.cluster import TwinCluster, cluster_file
+    from twin.scenario import load_scenario
+
+    scenario = load_scenario(options.scenario) if options.scenario is not None else None
+    file = cluster_file(name or (scenario.cluster if scenario is not None else ""))
+    twin = undo.enter_context(TwinCluster.start(file, scenario))
+    return twin.cluster
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A CI system's cancel must tear down as Ctrl-C does: by default SIGTERM would not."""
+    raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    run = config.stash.get(_RUN, None)
+    if run is not None:
+        run.close()
+
+
+# --- which tests, in which order ------------------------------------------------------------
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The validation suites need a cluster; without --cluster they are not collected."""
+    suites = (SUITES / "network", SUITES / "e2e")
+    if not Options.of(config.option).cluster and collection_path in suites:
+        return True
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize by the cluster's own names, so that node ids carry host and instance."""
+    run = metafunc.config.stash.get(_RUN, None)
+    cluster = run.session.cluster if run is not None else None
+    for name in ("host", "instance", "prefiller", "decoder"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, _names(cluster, name))
+
+
+def _names(cluster: Cluster | None, kind: str) -> Sequence[str]:
+    if cluster is None:
+        return []
+    if kind == "host":
+        return list(cluster.hosts)
+    from pd_validate.spec.models import Role
+
+    if kind == "instance":
+        return list(cluster.instances)
+    return list(cluster.instances_of(Role.PREFILL if kind == "prefiller" else Role.DECODE))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lower layers first: what is wrong below explains what fails above."""
+    options = Options.of(config.option)
+    order = {name: index for index, name in enumerate(MARKS)}
+
+    def layer(item: pytest.Item) -> int:
+        return min(
+            (order[mark.name] for mark in item.iter_markers() if mark.name in order), default=99
+        )
+
+    if options.cluster:
+        items.sort(key=layer)
+    for item in items:
+        if item.get_closest_marker("fault") and not options.allow_faults:
+            item.add_marker(
+                pytest.mark.skip(reason="breaks things on purpose: give --allow-faults")
+            )
+
+
+# --- what tests use ---------------------------------------------------------------------------
+
+
+class Judge:
+    """Turns findings into the verdict of one test, and remembers them for the report.
+
+    A failing finding fails the test; one that could not be measured breaks it (LabError);
+    a consequence of another finding skips it by that finding's name; warnings are noted.
+    """
+
+    def __init__(self, run: Run, item: pytest.Item) -> None:
+        self._run = run
+        self._item = item
+
+    def note(self, line: str) -> None:
+        """A line for the report of this test."""
+        self._item.add_report_section("call", "note", line)
+
+    def __call__(self, findings: Iterable[Finding]) -> None:
+        found = list(findings)
+        self._run.found(self._item.nodeid, found)
+        failing = [f for f in found if f.severity is Severity.FAIL and not f.because]
+        if failing:
+            raise AssertionError("\n".join(str(finding) for finding in failing))
+        unknown = [f for f in found if f.severity is Severity.UNKNOWN]
+        if unknown:
+            raise LabError("could not measure: " + "\n".join(str(f) for f in unknown))
+        explained = [f for f in found if f.severity is Severity.FAIL]
+        if explained:
+            cause = explained[0].because[0]
+            pytest.skip(f"explained by {cause.id} at {cause.where}: {explained[0].id}")
+        for finding in found:
+            self.note(f"warning: {finding}")
+
+
+@pytest.fixture(scope="session")
+def run(request: pytest.FixtureRequest) -> Run:
+    """This run. Without --cluster there is none."""
+    found = request.config.stash.get(_RUN, None)
+    if found is None:
+        pytest.skip("needs a cluster: give --cluster FILE or --cluster twin")
+    return found
+
+
+@pytest.fixture(scope="session")
+def pd(run: Run) -> Session:
+    """The session: cluster, facts, plan."""
+    return run.session
+
+
+@pytest.fixture(scope="session")
+def cluster(pd: Session) -> Cluster:
+    return pd.cluster
+
+
+@pytest.fixture
+def judge(run: Run, request: pytest.FixtureRequest) -> Judge:
+    return Judge(run, request.node)
+
+
+@pytest.fixture(scope="session")
+def network(run: Run) -> Report:
+    """The network validation's verdicts; reads all hosts once."""
+    return run.network()
+
+
+@pytest.fixture
+def topology(run: Run) -> Topology:
+    """The running topology; brought up once. Skips, named, where something below is broken."""
+    return run.topology()
+
+
+@pytest.fixture
+def service(topology: Topology) -> Service:
+    return topology.service
+
+
+# --- what the report needs ---------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    run = item.config.stash.get(_RUN, None)
+    if run is not None:
+        run.tested(report)
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Tear down before the summary is printed, so that what is left behind is part of it."""
+    run = session.config.stash.get(_RUN, None)
+    if run is not None:
+        session.exitstatus = run.finish(int(exitstatus))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    run = terminalreporter.config.stash.get(_RUN, None)
+    if run is not None:
+        run.print_summary()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    run = config.stash.get(_RUN, None)
+    return [] if run is None else run.header()

@@ -46,6 +46,15 @@ def cache_directory() -> Path:
     return Path(base) / "pd-validate"
 
 
+def cluster_file(name: str) -> Path:
+    """A cluster file by path, or by its name in clusters/ (with or without .yaml)."""
+    if not name:
+        return DEFAULT_CLUSTER
+    path = Path(name)
+    known = [CLUSTERS / name, CLUSTERS / f"{name}.yaml"]
+    return next((file for file in [path, *known] if file.is_file()), path)
+
+
 class TwinCluster:
     """Simulated hosts that run. Ends with `stop()`, as a context manager, or with its process."""
 
@@ -200,4 +209,3 @@ def _reachable(cluster: Cluster, hosts: Mapping[str, TwinHost]) -> Cluster:
             update={"ssh": ssh, "workdir": twin.directory / "pd-validate"}
         )
     return cluster.model_copy(update={"hosts": reachable})
-

@@ -1,0 +1,92 @@
+"""The options of a run: one group on the command line, each with an environment fallback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+TWIN = "twin"
+AUDIT_LEVELS = ("off", "sample", "full")
+
+
+class _Group(Protocol):
+    def addoption(self, *names: str, **attributes: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for. `cluster` empty: this is no run on a cluster."""
+
+    cluster: str
+    scenario: Path | None
+    report: Path
+    findings: Path | None
+    audit: Literal["off", "sample", "full"]
+    keep_up: bool
+    reuse: bool
+    dry_run: bool
+    allow_faults: bool
+
+    @staticmethod
+    def add_to(group: _Group) -> None:
+        """Add all options to a pytest option group."""
+
+        def add(name: str, variable: str, help: str, **attributes: Any) -> None:
+            value = os.environ.get(variable)
+            if attributes.get("action") == "store_true":
+                default: Any = value not in (None, "", "0")
+            else:
+                default = value or attributes.pop("default", None)
+            group.addoption(
+                name,
+                dest=variable.lower(),
+                default=default,
+                help=f"{help} (${variable})",
+                **attributes,
+            )
+
+        add(
+            "--cluster",
+            "PD_CLUSTER",
+            "cluster file, or `twin` for the embedded cluster",
+            metavar="FILE|twin",
+            default="",
+        )
+        add("--scenario", "PD_SCENARIO", "break the twin as this file says", metavar="FILE")
+        add("--report", "PD_REPORT", "directory of the report", metavar="DIR", default="pd-report")
+        add("--findings", "PD_FINDINGS", "also write findings.json here", metavar="FILE")
+        add("--audit", "PD_AUDIT", "digest KV on both sides", choices=AUDIT_LEVELS, default="full")
+        add("--keep-up", "PD_KEEP_UP", "leave the topology running", action="store_true")
+        add("--reuse", "PD_REUSE", "attach to a topology left running", action="store_true")
+        add(
+            "--dry-run",
+            "PD_DRY_RUN",
+            "print what would run on which host, run nothing",
+            action="store_true",
+        )
+        add(
+            "--allow-faults",
+            "PD_ALLOW_FAULTS",
+            "run tests that break things on purpose",
+            action="store_true",
+        )
+
+    @classmethod
+    def of(cls, namespace: argparse.Namespace) -> Options:
+        def path(value: str | None) -> Path | None:
+            return Path(value) if value else None
+
+        return cls(
+            cluster=namespace.pd_cluster or (TWIN if namespace.pd_scenario else ""),
+            scenario=path(namespace.pd_scenario),
+            report=Path(namespace.pd_report),
+            findings=path(namespace.pd_findings),
+            audit=cast(Literal["off", "sample", "full"], namespace.pd_audit),
+            keep_up=namespace.pd_keep_up,
+            reuse=namespace.pd_reuse,
+            dry_run=namespace.pd_dry_run,
+            allow_faults=namespace.pd_allow_faults,
+        )

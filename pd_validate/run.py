@@ -1,0 +1,193 @@
+"""A pytest run on a cluster: the session, what tests found, the exit code, the reports.
+
+pytest's hooks (plugin.py) call this; it knows pytest's reports but registers nothing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from pd_validate.checks.result import Report
+from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
+from pd_validate.options import Options
+from pd_validate.report.record import Outcome, TestResult
+from pd_validate.report.terminal import HostProgress, console_for, print_summary
+from pd_validate.report.write import write_reports
+from pd_validate.session import PreflightFailed, Session
+from pd_validate.spec.models import Cluster
+from pd_validate.topology.topology import BringUpFailed, Topology
+
+NOT_FIT, LEFT_BEHIND, BOTH = 10, 11, 12
+
+
+class Run:
+    """Owns the session (and, for the twin, the simulated hosts) until `close`."""
+
+    def __init__(
+        self, options: Options, cluster: Cluster, config: pytest.Config, undo: ExitStack
+    ) -> None:
+        self.options = options
+        self._config = config
+        self._undo = undo
+        self._console = console_for(sys.stdout)
+        progress = HostProgress(self._console, list(cluster.hosts))
+        self.session = Session(cluster, audit=options.audit, progress=progress)
+        self.session.record.command = shlex.join(["pytest", *config.invocation_params.args])
+        self._tests: dict[str, TestResult] = {}
+        self._found: dict[str, list[Finding]] = {}
+        self._bring_up_told = False
+        self._finished = False
+
+    # --- during the run ---------------------------------------------------------------
+
+    def topology(self) -> Topology:
+        """The running topology, or the right kind of end for the test that asked for it.
+
+        An unfit cluster blocks: skip. A failed bring-up is one failure, then skips.
+        """
+        try:
+            with self._visible():
+                return self.session.topology()
+        except PreflightFailed as failure:
+            pytest.skip(f"blocked by {_named(failure.findings)}")
+        except BringUpFailed as failure:
+            self.session.add(failure.findings)
+            if self._bring_up_told:
+                pytest.skip(f"blocked by {_named(failure.findings)}")
+            self._bring_up_told = True
+            raise AssertionError(f"the service did not come up:\n{failure}") from None
+
+    @contextmanager
+    def _visible(self) -> Iterator[None]:
+        """Progress is for the person who waits: past pytest's capturing."""
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        if capture is None or reporter is None:
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            yield
+
+    def network(self) -> Report:
+        """Read and judge the cluster, with progress in sight (later calls: from memory)."""
+        with self._visible():
+            report = self.session.network
+        self.session.add(report.findings)
+        return report
+
+    def found(self, nodeid: str, findings: Sequence[Finding]) -> None:
+        self.session.add(findings)
+        self._found.setdefault(nodeid, []).extend(findings)
+
+    def tested(self, report: pytest.TestReport) -> None:
+        """Take one phase of a test into the record: its worst phase counts."""
+        outcome = _outcome(report)
+        before = self._tests.get(report.nodeid)
+        if before is not None and outcome is Outcome.PASSED:
+            outcome = before.outcome
+        self._tests[report.nodeid] = TestResult(
+            id=report.nodeid,
+            outcome=outcome,
+            seconds=report.duration + (before.seconds if before else 0),
+            findings=tuple(finding.id for finding in self._found.get(report.nodeid, [])),
+            reason=_reason(report) or (before.reason if before else ""),
+        )
+
+    # --- the end ----------------------------------------------------------------------
+
+    def finish(self, exit_code: int) -> int:
+        """Tear down, write the reports, and say with which code the run ends. Once."""
+        if self._finished:
+            return exit_code
+        self._finished = True
+        with self._visible():
+            leftovers = self.session.close(keep=self.options.keep_up)
+        code = self._exit_code(exit_code, leftovers)
+        record = self.session.record
+        record.finished = dt.datetime.now(dt.UTC)
+        record.tests = list(self._tests.values())
+        record.findings = self.session.findings
+        record.verdict = self._verdict(code)
+        record.exit_code = code
+        write_reports(record, self.options.report)
+        self._write_logs()
+        if self.options.findings is not None:
+            self.options.findings.parent.mkdir(parents=True, exist_ok=True)
+            self.options.findings.write_bytes((self.options.report / "findings.json").read_bytes())
+        return code
+
+    def _exit_code(self, pytests: int, leftovers: Sequence[Finding]) -> int:
+        if self.session.preflight_failed:
+            return BOTH if leftovers else NOT_FIT
+        if leftovers:
+            return LEFT_BEHIND
+        failing = [f for f in root_findings(self.session.findings) if f.severity is Severity.FAIL]
+        return 1 if pytests == 0 and failing else pytests
+
+    def _verdict(self, code: int) -> Verdict:
+        verdict = verdict_of(root_findings(self.session.findings))
+        if verdict is Verdict.PASS and code != 0:
+            return Verdict.FAIL if code == 1 else Verdict.UNKNOWN
+        return verdict
+
+    def _write_logs(self) -> None:
+        directory = self.options.report / "logs"
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, data in self.session.logs.items():
+            (directory / f"{name}.log").write_bytes(data)
+        if self.session.trace_text:
+            (directory / "kv-trace.jsonl").write_text(self.session.trace_text)
+
+    def close(self) -> None:
+        """End what `finish` could not, and the twin. Never leaves the hosts' processes."""
+        try:
+            if not self._finished:
+                self._finished = True
+                self.session.close(keep=self.options.keep_up)
+        finally:
+            self._undo.close()
+
+    def print_summary(self) -> None:
+        print_summary(self._console, self.session.record, self.options.report / "summary.html")
+
+    def header(self) -> list[str]:
+        cluster = self.session.cluster
+        lines = [
+            f"cluster: {cluster.name}, {len(cluster.hosts)} hosts, "
+            f"{len(cluster.instances)} instances, run {self.session.run_id}",
+        ]
+        if self.options.scenario is not None:
+            lines.append(f"scenario: {self.options.scenario}")
+        return lines
+
+
+def _named(findings: Sequence[Finding]) -> str:
+    roots = root_findings(findings)
+    more = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
+    return f"{roots[0].id} at {roots[0].where}{more}" if roots else "an earlier failure"
+
+
+def _outcome(report: pytest.TestReport) -> Outcome:
+    if report.skipped:
+        return Outcome.SKIPPED
+    if report.passed:
+        return Outcome.PASSED
+    crash = getattr(report.longrepr, "reprcrash", None)
+    product = report.when == "call" and crash is not None and "AssertionError" in crash.message
+    return Outcome.FAILED if product else Outcome.BROKEN
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        return crash.message.splitlines()[0] if crash is not None else str(report.longrepr)[:300]
+    return ""

@@ -1,0 +1,290 @@
+"""One run on one cluster: connect once, read once, bring up once, tear down once.
+
+The plugin and the command line both drive this object; neither has logic of its own.
+Everything is lazy: `-m network` never starts an engine. What failed stays failed
+(`Preflight`, `BringUpFailed`), so that one sick host is one failure and a named skip for
+what depends on it, not a hundred errors.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from pd_validate import __version__, recording
+from pd_validate.checks.network import check_network
+from pd_validate.checks.plan import check_plan
+from pd_validate.checks.result import Report
+from pd_validate.errors import LabError, PdValidateError, WaitTimeout
+from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
+from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
+from pd_validate.findings import Finding, Severity, root_findings
+from pd_validate.hosts.api import Commands, Supervisor
+from pd_validate.hosts.remote import RemoteHost
+from pd_validate.ranktable import DeviceAddress, describe, generate, render
+from pd_validate.report.record import RunRecord
+from pd_validate.spec.models import Cluster
+from pd_validate.spec.plan import AuditLevel, LaunchPlan, launch_plan, run_dirs
+from pd_validate.spec.profiles import devices_of
+from pd_validate.topology.addresses import device_addresses
+from pd_validate.topology.topology import Progress, Topology
+from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
+from pd_validate.traffic.metrics import EngineMetrics
+from pd_validate.traffic.trace import TraceRecord, Transfer, of_request, parse_trace
+from pd_validate.waiting import wait_for
+
+T = TypeVar("T")
+
+_TRACE_SECONDS = 20.0  # until the audit's record of a request must be on the host's disk
+
+
+class PreflightFailed(PdValidateError):
+    """The cluster is not fit: nothing was started. Exit code 10."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(finding) for finding in findings))
+
+
+@dataclass(frozen=True)
+class HostHandle:
+    """A host of this run: plain commands, and the supervisor of the run's processes."""
+
+    commands: Commands
+    supervisor: Supervisor
+
+
+class Session:
+    """See the module's docstring. `close` must be called once; it never raises for a lost host."""
+
+    def __init__(self, cluster: Cluster, *, audit: AuditLevel, progress: Progress) -> None:
+        self.cluster = cluster
+        self.run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self.run_dirs = run_dirs(cluster, self.run_id)
+        self.plan: LaunchPlan = launch_plan(cluster, run_dirs=self.run_dirs, audit=audit)
+        self.findings: list[Finding] = []
+        self.record = RunRecord(cluster=cluster.name, started=dt.datetime.now(dt.UTC))
+        self.record.harness = f"pd-validate {__version__}"
+        self.record.add_cluster(
+            cluster, {host: devices_of(cluster, host) for host in cluster.hosts}
+        )
+        self.logs: dict[str, bytes] = {}
+        self.trace_text = ""
+        self._progress = progress
+        self._undo = ExitStack()
+        self._topology: Topology | None = None
+        self._preflight_failed: PreflightFailed | None = None
+
+    # --- what is -------------------------------------------------------------------------
+
+    @cached_property
+    def commands(self) -> dict[str, RemoteHost]:
+        """A connection to each host, made at its first command."""
+        hosts = {
+            name: RemoteHost.of_cluster(self.cluster, name, run_id=self.run_id)
+            for name in self.cluster.hosts
+        }
+        for host in hosts.values():
+            self._undo.callback(host.close)
+        return hosts
+
+    @cached_property
+    def facts(self) -> ClusterFacts:
+        """Everything read of every host, in one round trip each."""
+        requests = requests_of(self.cluster, self.plan)
+        return self._told(
+            "reading devices, network, software",
+            lambda: read_cluster(self.commands, requests),
+        )
+
+    @cached_property
+    def pings(self) -> PingFacts:
+        """The ping matrix between the NPUs of all hosts."""
+        plan = ping_plan(self.cluster, self.facts)
+        return self._told(
+            f"{plan.count} pings, schedule {plan.said}",
+            lambda: run_pings(self.commands, self.cluster, plan),
+        )
+
+    @cached_property
+    def network(self) -> Report:
+        """Verdict of the network validation: findings, and each check's own verdict."""
+        report = check_network(self.cluster, self.plan, self.facts, self.pings)
+        self.record.checks += recording.check_results(report)
+        self.record.pings += recording.pings(self.pings)
+        return report
+
+    def preflight(self) -> None:
+        """Raises PreflightFailed if something that the instances need is not fit."""
+        if self._preflight_failed is None:
+            findings = [*check_plan(self.cluster, self.plan), *self.network.findings]
+            failing = [f for f in root_findings(findings) if f.severity is Severity.FAIL]
+            self.add(findings)
+            if not failing:
+                return
+            self._preflight_failed = PreflightFailed(failing)
+        raise self._preflight_failed
+
+    # --- what runs -----------------------------------------------------------------------
+
+    def topology(self) -> Topology:
+        """The running service; brought up at the first call.
+
+        Raises PreflightFailed or BringUpFailed, the same one at every later call.
+        """
+        if self._topology is None:
+            self.preflight()
+            self._topology = Topology(
+                self.cluster,
+                self.plan,
+                self._supervised(),
+                ranktable=self._rank_table(),
+                progress=self._progress,
+            )
+        self._topology.up()
+        return self._topology
+
+    def _supervised(self) -> dict[str, HostHandle]:
+        used = list(dict.fromkeys(process.host for process in self.plan.processes()))
+        supervisors = self.fleet.supervise(
+            {host: self.run_dirs[host] for host in used},
+            run_id=self.run_id,
+            lease=self.cluster.timeouts.lease,
+        )
+        return {host: HostHandle(self.commands[host], supervisors[host]) for host in used}
+
+    def _rank_table(self) -> bytes | None:
+        """The table to place, or None if the cluster file says that one is there already."""
+        if not self.cluster.ranktable.generate:
+            return None
+        return render(generate(self.cluster, self.device_addresses()))
+
+    # --- for tests -----------------------------------------------------------------------
+
+    @property
+    def tolerance(self) -> float:
+        """Allowed difference of a logprob, by the dtype of the cluster's engines."""
+        dtype = self.cluster.engine.dtype or DEFAULT_DTYPE
+        return LOGPROB_TOLERANCE.get(dtype, LOGPROB_TOLERANCE[DEFAULT_DTYPE])
+
+    def host_of(self, instance: str) -> str:
+        return self.cluster.instances[instance].host
+
+    def hosts_of_instances(self) -> dict[str, str]:
+        return {name: spec.host for name, spec in self.cluster.instances.items()}
+
+    def device_addresses(self) -> list[DeviceAddress]:
+        """What the devices of the instances answer now, as a rank table needs it."""
+        return device_addresses(self.cluster, self.facts)
+
+    def rank_tables_on_hosts(self) -> dict[str, bytes | None]:
+        """The rank table's content on each host with an instance, None where there is none."""
+        found: dict[str, bytes | None] = {}
+        for launch in self.plan.instances.values():
+            try:
+                found[launch.host] = self.commands[launch.host].get(launch.ranktable_path)
+            except FileNotFoundError:
+                found[launch.host] = None
+        return found
+
+    def described_ranks(self, instance: str) -> list[str]:
+        table = generate(self.cluster, self.device_addresses())
+        return [line for line in describe(self.cluster, table) if line.startswith(f"{instance} ")]
+
+    def environment_of_process(self, host: str, pid: int) -> dict[str, str]:
+        """The environment with which a process on a host was started."""
+        data = self.commands[host].get(f"/proc/{pid}/environ").decode(errors="replace")
+        return dict(item.partition("=")[::2] for item in data.split("\0") if item)
+
+    def all_traces(self) -> list[TraceRecord]:
+        """Every record of the KV audit so far. Raises LabError if a line cannot be read."""
+        records, unreadable = parse_trace(self.topology().traces())
+        if unreadable:
+            raise LabError(f"{unreadable} lines of the KV trace cannot be read")
+        return records
+
+    def trace(self, request: str, *, received: int) -> list[TraceRecord]:
+        """All records, once those of `request` are complete: `received` ranks have written.
+
+        After a deadline gives what there is: what is missing is a finding, not an error.
+        """
+
+        def complete() -> list[TraceRecord] | None:
+            records = self.all_traces()
+            mine = [r for r in of_request(records, request) if r.phase == "received"]
+            return records if len(mine) >= received else None
+
+        try:
+            return wait_for(complete, seconds=_TRACE_SECONDS, what=f"KV trace of {request}")
+        except WaitTimeout:
+            return self.all_traces()
+
+    def wait_idle(self, instance: str) -> tuple[EngineMetrics, float]:
+        """The instance's metrics once it is idle, or when the deadline is over; and the wait."""
+        service = self.topology().service
+        started = time.monotonic()
+        latest: list[EngineMetrics] = []
+
+        def idle() -> bool | None:
+            latest[:] = [service.metrics(instance)]
+            return latest[0].idle or None
+
+        with suppress(WaitTimeout):
+            wait_for(idle, seconds=self.cluster.timeouts.drain, what=f"{instance} idle")
+        return latest[0], time.monotonic() - started
+
+    def record_transfers(self, transfers: Sequence[Transfer]) -> None:
+        """Take the transfers into the report."""
+        self.record.kv_pairs = recording.kv_pairs(transfers)
+        self.record.kv_pulls = recording.kv_pulls(transfers)
+
+    # --- findings and the end ------------------------------------------------------------
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Remember findings; the same one (id and place) counts once."""
+        known = {(finding.id, finding.where) for finding in self.findings}
+        for finding in findings:
+            if (finding.id, finding.where) not in known:
+                known.add((finding.id, finding.where))
+                self.findings.append(finding)
+
+    @property
+    def preflight_failed(self) -> bool:
+        return self._preflight_failed is not None
+
+    def close(self, *, keep: bool = False) -> list[Finding]:
+        """Fetch logs and traces, end everything, and say what is left behind.
+
+        Returns the leftover findings (also added to `findings`).
+        """
+        leftovers: list[Finding] = []
+        if self._topology is not None:
+            self.record.timeline += recording.spans(self._topology.timeline)
+            self.logs = self._topology.logs()
+            try:
+                self.trace_text = self._topology.traces()
+            except LabError as error:
+                self.trace_text = f"(not readable: {error})\n"
+            self._topology.close()
+        self._undo.close()
+        self.add(leftovers)
+        return leftovers
+
+    def _told(self, what: str, work: Callable[[], T]) -> T:
+        """Run `work` for all hosts, with a line for each in the progress."""
+        for host in self.cluster.hosts:
+            self._progress.start(host, what)
+        result = work()
+        for host in self.cluster.hosts:
+            failure = getattr(result, "failures", {}).get(host)
+            if failure is not None:
+                self._progress.fail(host, failure.message)
+            else:
+                self._progress.done(host)
+        return result
