@@ -179,6 +179,7 @@ class Judge:
         self._item.add_report_section("call", "note", line)
 
     def __call__(self, findings: Iterable[Finding]) -> None:
+        __tracebackhide__ = True  # the finding says it all; our own lines would bury it
         found = list(findings)
         self._run.found(self._item.nodeid, found)
         failing = [f for f in found if f.severity is Severity.FAIL and not f.because]

@@ -108,7 +108,7 @@ class Session:
         """The ping matrix between the NPUs of all hosts."""
         plan = ping_plan(self.cluster, self.facts)
         return self._told(
-            f"{plan.count} pings, schedule {plan.said}",
+            f"{plan.count} pings between NPUs, schedule {plan.schedule}",
             lambda: run_pings(self.commands, self.cluster, plan),
         )
 

@@ -119,7 +119,7 @@ SIGNATURES = (
         "a Python package is not installed on the host",
     ),
     _signature(
-        r"(OSError|HFValidationError|ValueError): .*(not a local folder|does not appear to have a file)",
+        r"Error: .*(not a local folder|does not appear to have a file)",
         "model.mismatch",
         "the model directory is missing or incomplete on the host",
     ),
