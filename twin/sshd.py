@@ -91,9 +91,16 @@ async def _run_command(process: asyncssh.SSHServerProcess, config: SshdConfig) -
     )
     feeder = asyncio.create_task(_feed(process, child))
     # The channel ends when the last holder of the output has closed it.
-    await asyncio.gather(_drain(child.stdout, process.stdout), _drain(child.stderr, process.stderr))
+    output = asyncio.gather(
+        _drain(child.stdout, process.stdout), _drain(child.stderr, process.stderr)
+    )
+    client_gone = asyncio.create_task(process.channel.wait_closed())
+    await asyncio.wait((output, client_gone), return_when=asyncio.FIRST_COMPLETED)
+    if client_gone.done():
+        output.cancel()
     code = await _exit_code(child)
     feeder.cancel()
+    client_gone.cancel()
     if process.is_closing():
         return
     if code < 0:
