@@ -183,6 +183,7 @@ svg .proxy { fill: var(--sunken); stroke: var(--tone); } svg .proxy.s-none { str
 svg .cell { fill: var(--fill); opacity: 0.45; } svg .cell.used { opacity: 1; }
 svg .s-fail .cell, svg .s-unknown .cell, svg .s-warn .cell { opacity: 1; }
 svg .cell-text { font-size: 11.5px; } svg .s-fail .cell-text { fill: #fff; font-weight: 700; }
+svg .cell-text.narrow { font-size: 8.5px; }
 svg .port { stroke: var(--fill); stroke-width: 2.5; }
 svg .s-fail .port { stroke: var(--fail-fill); stroke-dasharray: 3 3; }
 svg .cross { stroke: var(--fail-fill); stroke-width: 2.6; stroke-linecap: round; fill: none; }

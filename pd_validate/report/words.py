@@ -21,11 +21,13 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes in decimal units: 1.57 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    raise AssertionError("unreachable: TB takes all")
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+    return f"{count / 1000:,.3g} TB" if count < 1e6 else f"{count / 1000:,.0f} TB"
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -16,13 +16,23 @@ from pd_validate.report.record import HostNode, Npu, RunRecord, worst
 from pd_validate.report.states import State, States, state_of_verdict
 
 _LABELS = 200  # width of the check names
-_STEP = 20  # a column, with its gap
-_ROW = 20
-_CELL = 17
 _HOST_GAP = 14
 _HEAD = 44
-_NPUS_PER_BLOCK = 40
 _MARKS = {State.FAIL: "✕", State.UNKNOWN: "?", State.WARN: "!"}
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Sizes of a cell; large clusters get the small one, so that they stay on few screens."""
+
+    step: int  # a column, with its gap
+    row: int
+    cell: int
+    npus_per_block: int
+
+
+_LARGE = _Scale(step=20, row=20, cell=17, npus_per_block=40)
+_SMALL = _Scale(step=12, row=15, cell=10, npus_per_block=64)
 
 # A place a check is about: an NPU, a whole host (device None), or the cluster (both None).
 _Place = tuple[str | None, int | None]
@@ -34,8 +44,14 @@ def matrix(record: RunRecord, states: States) -> Markup:
     for check in record.checks:
         key = (check.id, _place(check.where, states))
         verdicts[key] = worst([check.verdict, *filter(None, [verdicts.get(key)])]) or check.verdict
-    blocks = [_Block(record, states, verdicts, hosts) for hosts in _blocks(record.hosts)]
-    return join(*(block.draw() for block in blocks))
+    npus = sum(len(host.devices) for host in record.hosts)
+    scale = _LARGE if npus <= _LARGE.npus_per_block else _SMALL
+    return join(
+        *(
+            _Block(record, states, verdicts, hosts, scale).draw()
+            for hosts in _blocks(record.hosts, scale.npus_per_block)
+        )
+    )
 
 
 def _place(where: Where, states: States) -> _Place:
@@ -43,7 +59,7 @@ def _place(where: Where, states: States) -> _Place:
     return (npu.host, npu.device) if npu else (states.host_of(where), None)
 
 
-def _blocks(hosts: Sequence[HostNode]) -> list[list[HostNode]]:
+def _blocks(hosts: Sequence[HostNode], most: int) -> list[list[HostNode]]:
     """Hosts side by side, as many as fit; at least one."""
     result: list[list[HostNode]] = []
     room = 0
@@ -51,7 +67,7 @@ def _blocks(hosts: Sequence[HostNode]) -> list[list[HostNode]]:
         columns = max(2, len(host.devices))
         if not result or room < columns:
             result.append([])
-            room = _NPUS_PER_BLOCK
+            room = most
         result[-1].append(host)
         room -= columns
     return result or [[]]
@@ -63,6 +79,7 @@ class _Block:
     states: States
     verdicts: dict[tuple[str, _Place], Verdict]
     hosts: Sequence[HostNode]
+    scale: _Scale
 
     def draw(self) -> Markup:
         ids = self._check_ids()
@@ -70,15 +87,25 @@ class _Block:
         x: float = _LABELS
         for host in self.hosts:
             left.append(x)
-            x += max(2, len(host.devices)) * _STEP + _HOST_GAP
-        width = max(x - _HOST_GAP, _LABELS + 2 * _STEP)
+            x += max(2, len(host.devices)) * self.scale.step + _HOST_GAP
+        width = max(x - _HOST_GAP, _LABELS + 2 * self.scale.step)
         head = [self._host_head(host, at) for host, at in zip(self.hosts, left, strict=True)]
         rows = [
-            self._row(check_id, _HEAD + number * _ROW, left, width)
+            self._row(check_id, _HEAD + number * self.scale.row, left, width)
             for number, check_id in enumerate(ids)
         ]
         names = ", ".join(host.name for host in self.hosts)
-        return svg(width + 2, _HEAD + len(ids) * _ROW + 4, *head, *rows, title=f"Checks of {names}")
+        return svg(
+            width + 2,
+            _HEAD + len(ids) * self.scale.row + 4,
+            *head,
+            *rows,
+            title=f"Checks of {names}",
+        )
+
+    @property
+    def _axis(self) -> str:
+        return "axis" if self.scale is _LARGE else "axis small"
 
     def _check_ids(self) -> list[str]:
         first: dict[str, int] = {}
@@ -92,7 +119,11 @@ class _Block:
             npu = Npu(host=host.name, device=device)
             state = self.states.npu(npu)
             number = text(
-                x + index * _STEP + _CELL / 2, 35, str(device), cls="axis", anchor="middle"
+                x + index * self.scale.step + self.scale.cell / 2,
+                35,
+                str(device),
+                cls=self._axis,
+                anchor="middle",
             )
             shapes.append(
                 el("g", with_title(f"{npu}: {state.label}", number), cls=f"s-{state.value} ink")
@@ -100,14 +131,14 @@ class _Block:
         return join(*shapes)
 
     def _row(self, check_id: str, y: float, left: Sequence[float], width: float) -> Markup:
-        shapes = [text(0, y + 13, check_id, cls="check-name")]
+        shapes = [text(0, y + self.scale.cell / 2 + 4.5, check_id, cls="check-name")]
         cluster = self.verdicts.get((check_id, (None, None)))
         if cluster is not None:
             shapes.append(
                 self._cell(_LABELS, y, width - _LABELS, cluster, f"{check_id}, cluster", None)
             )
         for host, x in zip(self.hosts, left, strict=True):
-            span = max(2, len(host.devices)) * _STEP - (_STEP - _CELL)
+            span = max(2, len(host.devices)) * self.scale.step - (self.scale.step - self.scale.cell)
             whole = self.verdicts.get((check_id, (host.name, None)))
             if whole is not None:
                 title = f"{check_id}, {host.name}"
@@ -120,9 +151,9 @@ class _Block:
                 npu = Npu(host=host.name, device=device)
                 shapes.append(
                     self._cell(
-                        x + index * _STEP,
+                        x + index * self.scale.step,
                         y,
-                        _CELL,
+                        self.scale.cell,
                         verdict,
                         f"{check_id}, {npu}",
                         self.states.anchor_at_npu(npu),
@@ -135,9 +166,11 @@ class _Block:
     ) -> Markup:
         state = state_of_verdict(verdict)
         mark = _MARKS.get(state)
-        shapes = [el("rect", x=x, y=y, width=width, height=_CELL, rx=3, cls="fill")]
+        shapes = [el("rect", x=x, y=y, width=width, height=self.scale.cell, rx=3, cls="fill")]
         if mark:
-            shapes.append(text(x + width / 2, y + 12.5, mark, cls="mark", anchor="middle"))
+            shapes.append(
+                text(x + width / 2, y + self.scale.cell / 2 + 4, mark, cls="mark", anchor="middle")
+            )
         href = f"#{anchor}" if anchor and state is not State.PASS else None
         return el(
             "g", with_title(f"{what}: {state.label}", *shapes, href=href), cls=f"s-{state.value}"

@@ -33,6 +33,8 @@ _CELL_HEIGHT = 26
 _NAME = 30
 _PORTS = 26  # from a card down to the network
 _NETWORK = 26
+_NARROW = 17  # a cell whose number needs small type
+_ALL_LINKS = 12  # of more of them only those at fault are drawn
 _LABELLED_LINKS = 6  # more of them and labels would hide each other
 
 
@@ -197,7 +199,10 @@ class _Card:
             rx=4,
             cls="cell" + (" used" if used else ""),
         )
-        number = text(middle, self._cells_y + 17.5, str(device), cls="cell-text", anchor="middle")
+        narrow = " narrow" if width < _NARROW else ""
+        number = text(
+            middle, self._cells_y + 17.5, str(device), cls="cell-text" + narrow, anchor="middle"
+        )
         port_state = states.port(npu)
         port = line(middle, bottom, middle, bottom + _PORTS, cls="port")
         broken = self._cross(middle, bottom + _PORTS / 2) if port_state is State.FAIL else None
@@ -271,10 +276,12 @@ def _kv_links(
     longest = max((abs(anchors[a.name][0] - anchors[b.name][0]) for a, b in pairs), default=1)
     shapes = []
     for number, (source, target) in enumerate(pairs):
+        state = states.kv_link(source, target)
+        if len(pairs) > _ALL_LINKS and state not in (State.FAIL, State.UNKNOWN):
+            continue
         (x1, y1), (x2, y2) = anchors[source.name], anchors[target.name]
         # Links to the same instance end side by side, not on top of each other.
         x1 += 6 * (number % 3 - 1) if len(pairs) > 1 else 0
-        state = states.kv_link(source, target)
         rise = 26 + 92 * abs(x2 - x1) / (longest or 1)
         curve = el(
             "path",

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 
 
-def summary(record, *, width=None, encoding="utf-8"):
+def summary(record, *, width=100, encoding="utf-8"):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding)
     print_summary(console_for(stream, width=width), record, None)
