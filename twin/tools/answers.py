@@ -116,7 +116,8 @@ class DeviceAnswers(Answers):
         if body is not None:
             return body
         path = path_from(self._layout, self._owner, target)
-        return _ping_body(path, self._owner.device["ip"], size)
+        source = self._owner.device["ip6" if ":" in target else "ip"]
+        return _ping_body(path, source, size)
 
     def hccs(self, sdid: int) -> Answers:
         if "hccs.ret" in self.values or "hccs.completed" in self.values:
@@ -197,6 +198,7 @@ def _values_of(layout: Layout, owner: Owner, now: float) -> dict[str, Any]:
         "cfg_status": 3,
         "firmware": layout["hosts"][owner.host]["driver"]["firmware"],
         "route": _route_table(device),
+        "status": _settings(device),
         "ls.up": link_stat["up_count"],
         "ls.down": link_stat["down_count"],
         "ls.now": link_stat["now"],
@@ -251,6 +253,19 @@ def _route_table(device: Mapping[str, Any]) -> str:
         network = ".".join(str(int(part) & int(mask)) for part, mask in pairs)
         table += row(network, "*", device["mask"], "U", port)
     return table + row("127.0.0.1", "*", "255.255.255.255", "UH", "lo")
+
+
+def _settings(device: Mapping[str, Any]) -> str:
+    """What ethtool says of the port."""
+    lines = [
+        f"Settings for eth{device['id']}:",
+        "Supported ports: [ FIBRE ]",
+        f"Speed: {device['speed']}Mb/s",
+        f"Duplex: {device['duplex'].capitalize()}",
+        "Auto-negotiation: off",
+        f"Link detected: {'yes' if device['link'] == 'up' else 'no'}",
+    ]
+    return "\n\t".join(lines) + "\n"
 
 
 def _ping_body(path: PathState, source_ip: str, size: int) -> str:

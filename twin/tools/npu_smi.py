@@ -524,10 +524,13 @@ def _usages(chip: Chip, console: Console) -> None:
 
 def _power(chip: Chip, console: Console) -> None:
     chip.check("power")
-    console.out(_field("NPU Real-time Power(W)", f"{chip.power:.1f}"))
+    name = "Power Dissipation(W)" if chip.id == chip.host.mcu else "NPU Real-time Power(W)"
+    console.out(_field(name, f"{chip.power:.1f}"))
 
 
 def _temperature(chip: Chip, console: Console) -> None:
+    if chip.id == chip.host.mcu:
+        raise _not_modelled("temp of the Mcu", console)  # sends its own text
     chip.check("temp")
     console.out(_field("NPU Temperature (C)", chip.temperature))
 

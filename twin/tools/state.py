@@ -116,12 +116,13 @@ def _normal(command: str) -> str:
 
 
 def owners(layout: Layout, ip: str) -> list[Owner]:
-    """All devices that have the address `ip`, in the order of hosts and ids."""
+    """All devices that have the address `ip` (IPv4 or IPv6), in the order of hosts and ids."""
+    kind = "ip6" if ":" in ip else "ip"
     return [
         Owner(name, device)
         for name, host in layout["hosts"].items()
         for device in host["devices"].values()
-        if device["ip"] == ip
+        if device[kind] == ip
     ]
 
 
@@ -148,11 +149,12 @@ def path_from(layout: Layout, source: Owner, target_ip: str) -> PathState:
     """The RoCE path from a device to an address."""
     if not alive(source.device):
         return PathState("link-down", loss=1.0)
-    if source.device["ip"] is None:
+    kind = "ip6" if ":" in target_ip else "ip"
+    if source.device[kind] is None:
         return PathState("no-route", loss=1.0)
-    if target_ip == source.device["ip"]:
+    if target_ip == source.device[kind]:
         return PathState()
-    if not _routed(source.device, target_ip):
+    if kind == "ip" and not _routed(source.device, target_ip):
         return PathState("no-route", loss=1.0)
     target = device_of_ip(layout, target_ip)
     if target is None:
@@ -163,7 +165,7 @@ def path_from(layout: Layout, source: Owner, target_ip: str) -> PathState:
         return PathState("link-down", loss=1.0)
     if layout["product"] == "A3" and source.host == target.host:
         return PathState("no-such-address", loss=1.0)
-    if not _routed(target.device, source.device["ip"]):
+    if kind == "ip" and not _routed(target.device, source.device["ip"]):
         return PathState("no-such-address", loss=1.0)  # the answer finds no way back
     return _with_rules(layout, source, target)
 

@@ -26,7 +26,7 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def make_twin(tmp_path: Path) -> Callable[[Product], Twin]:
     def make(product: Product) -> Twin:
         hosts = {"p1": "127.0.0.2", "d1": "127.0.0.3", "d2": "127.0.0.4"}
-        twin = Twin(healthy_cluster(hosts, product), tmp_path / "state")
+        twin = Twin(healthy_cluster(hosts, product), tmp_path / product)
         twin.store()
         return twin
 

@@ -110,6 +110,29 @@ def test_npu_smi_and_a_host_of_another_product(a2: Twin) -> None:
     assert ended.stdout.count("Chip Count                     : 2\n") == 8
 
 
+def test_the_rank_table_generator_finds_every_device(a2: Twin, a3: Twin) -> None:
+    """With the commands of vllm-ascend's gen_ranktable.py, and answers cut as it cuts them."""
+
+    def cut(twin: Twin, command: str) -> list[str]:
+        lines = twin.shell("d1", "sh", "-c", command).stdout.strip().split("\n")
+        return [line.split(":")[1].strip() for line in lines]
+
+    def devices(twin: Twin) -> dict[int, str]:
+        cards = [int(card) for card in cut(twin, 'npu-smi info -l | grep "NPU ID"')]
+        chips = int(cut(twin, 'npu-smi info -l | grep "Chip Count"')[0])
+        query = "-ip" if chips == 1 else "-vnic"
+        return {
+            device: cut(twin, f"hccn_tool -i {device} {query} -g | grep ipaddr")[0]
+            for device in (card * chips + chip for card in cards for chip in range(chips))
+        }
+
+    assert devices(a2) == {n: d.ip for n, d in a2.fabric.hosts["d1"].devices.items()}
+    its = a3.fabric.hosts["d1"].devices
+    assert devices(a3) == {n: d.vnic.ip for n, d in its.items()}
+    assert cut(a3, "npu-smi info -t spod-info -i 7 -c 1 | grep SDID") == [str(its[15].sdid)]
+    assert cut(a3, 'npu-smi info -t spod-info -i 7 -c 1 | grep "Super Pod ID"') == ["0"]
+
+
 def test_without_a_state_the_tool_says_what_is_missing(a2: Twin) -> None:
     ended = a2.shell("nobody", "hccn_tool", "-i", "0", "-link", "-g")
     assert ended.returncode == 1

@@ -178,6 +178,18 @@ def test_a_disturbed_path_shows_in_its_ping(
     assert a2.hccn("p1", "-i 0 -ping -g address 10.20.2.13").exit == 0
 
 
+def test_ipv6(a2: Twin) -> None:
+    for host, address in (("p1", "fd00::11"), ("d1", "fd00::21")):
+        a2.fabric.device(host, 0).ip6 = address
+    a2.store()
+    assert a2.hccn("p1", "-i 0 -ip -inet6 -g").screen.stdout == (
+        "ipv6_address:fd00::11\nprefix_length:64\n"
+    )
+    ping = "-i 0 -ping -inet6 -g ipv6_address"
+    assert "3 received" in a2.hccn("p1", f"{ping} fd00::21").screen.stdout
+    assert a2.hccn("p1", f"{ping} fd00::99").exit == 1
+
+
 def test_no_address(a2: Twin) -> None:
     a2.fabric.device("d1", 1).ip = None
     a2.store()
