@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pd_validate.spec.models import Cluster
+from pd_validate.spec.models import Cluster, Ssh
 from pd_validate.spec.rules import contradictions
 from pd_validate.spec.source import KeyPath, Node, Place, read
 
@@ -256,26 +256,20 @@ def _dotted(path: KeyPath) -> str:
 def _with_local_paths(cluster: Cluster, root: Node) -> Cluster:
     """`cluster` with the controller's own files (SSH) made absolute."""
 
-    def local(path: Path | None, *keys: str) -> Path | None:
-        if path is None:
-            return None
+    def local(path: Path, *keys: str) -> Path:
         return Path(root.at(keys).place.file).parent.absolute() / path.expanduser()
 
-    def ssh_at(*keys: str) -> dict[str, Path | None]:
-        ssh = cluster.ssh if len(keys) == 1 else cluster.hosts[keys[1]].ssh
-        assert ssh is not None
-        return {
-            "key": local(ssh.key, *keys, "key"),
-            "known_hosts": local(ssh.known_hosts, *keys, "known_hosts"),
-        }
+    def with_local(ssh: Ssh, *keys: str) -> Ssh:
+        files = {"key": ssh.key, "known_hosts": ssh.known_hosts}
+        # Only what is stated: a host's other keys are the cluster's.
+        stated = {k: local(path, *keys, k) for k, path in files.items() if path is not None}
+        return ssh.model_copy(update=stated)
 
     hosts = {
-        name: host
-        if host.ssh is None
-        else host.model_copy(
-            update={"ssh": host.ssh.model_copy(update=ssh_at("hosts", name, "ssh"))}
-        )
+        name: host.model_copy(update={"ssh": with_local(host.ssh, "hosts", name, "ssh")})
+        if host.ssh is not None
+        else host
         for name, host in cluster.hosts.items()
     }
-    ssh = cluster.ssh.model_copy(update=ssh_at("ssh"))
+    ssh = with_local(cluster.ssh, "ssh")
     return cluster.model_copy(update={"ssh": ssh, "hosts": hosts})

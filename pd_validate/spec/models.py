@@ -2,7 +2,8 @@
 
 Only structure and rules that need nothing but the file itself live here. Reading
 YAML with positions: `load.py`. What a hardware profile knows: `profiles.py`.
-What is run where: `plan.py`. Units: seconds, bytes, tokens.
+What is run where: `plan.py`. The text under a field is its entry in docs/cluster.md
+and what editors show for it. Units: seconds, bytes, tokens.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
 Address = Annotated[str, AfterValidator(_ipv4)]
 JumpHost = Annotated[str, AfterValidator(_jump_host)]
-Device = Annotated[int, Field(ge=0)]  # physical NPU id
+AtLeastOne = Annotated[int, Field(ge=1)]
+Device = Annotated[int, Field(ge=0)]
 Command = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Model(BaseModel):
     """Base of all parts of the file: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Role(StrEnum):
@@ -58,16 +60,24 @@ class Role(StrEnum):
 
 
 class Ssh(Model):
-    """How to log in. A password comes only by the environment variable named here."""
+    """How to log in."""
 
     user: str = "root"
+    """Account on the host."""
     port: Port = 22
-    key: Path | None = None  # private key file; None: the SSH agent and the default keys
-    known_hosts: Path | None = None  # None: ~/.ssh/known_hosts
+    key: Path | None = None
+    """Private key file, relative to the file this stands in. Not set: the SSH agent and the
+    default keys."""
+    known_hosts: Path | None = None
+    """Not set: `~/.ssh/known_hosts`."""
     check_host_key: bool = True
-    jump: JumpHost | None = None  # [user@]host[:port]
+    """Refuse a host whose key is unknown or has changed."""
+    jump: JumpHost | None = None
+    """Jump host, `[user@]host[:port]`."""
     password_env: str | None = None
-    sudo: bool = False  # run hccn_tool and npu-smi through `sudo -n`
+    """Name of the environment variable that holds the password. It cannot stand in the file."""
+    sudo: bool = False
+    """Run `hccn_tool` and `npu-smi` through `sudo -n`."""
 
 
 class HostRuntime(Model):
@@ -81,78 +91,103 @@ class DockerExecRuntime(Model):
 
     kind: Literal["docker-exec"]
     container: str
+    """Its name or id."""
     docker: str = "docker"
+    """The docker command, such as `sudo -n docker`."""
 
 
 class DockerRunRuntime(Model):
-    """We start the container, with the NPUs and the mounts that Ascend needs."""
+    """We start a container with the NPUs and mounts that Ascend needs, and remove it at the end."""
 
     kind: Literal["docker-run"]
     image: str
     docker: str = "docker"
-    args: tuple[str, ...] = ()  # further arguments of `docker run`
-    mounts: tuple[str, ...] = ()  # further -v values, host:container[:ro]
+    """The docker command, such as `sudo -n docker`."""
+    args: tuple[str, ...] = ()
+    """Further arguments of `docker run`."""
+    mounts: tuple[str, ...] = ()
+    """Further volumes, `host:container[:ro]`."""
 
 
 Runtime = Annotated[HostRuntime | DockerExecRuntime | DockerRunRuntime, Field(discriminator="kind")]
 
 
 class Host(Model):
-    """A machine we reach. What is None falls back to the cluster's own value."""
+    """A machine we reach. What is not stated is the cluster's own value."""
 
-    address: Address  # what peers use; also rank table server_id and HCCL_IF_IP
-    ssh_address: str | None = None  # where SSH connects to, if elsewhere
+    address: Address
+    """IPv4 address that peers use; also server_id in the rank table and HCCL_IF_IP."""
+    ssh_address: str | None = None
+    """Address or name that SSH connects to, if it is another."""
     ssh: Ssh | None = None
+    """Keys that differ from the cluster's `ssh`."""
     nic: str | None = None
+    """Network card that carries `address`."""
     runtime: Runtime | None = None
-    devices: tuple[Device, ...] | None = None  # physical NPU ids; None: the profile's
+    devices: tuple[Device, ...] | None = None
+    """Physical ids of its NPUs. Not set: all that the hardware profile has."""
     env: dict[str, str] = {}
+    """Variables of every process on this host."""
     workdir: Path | None = None
 
 
 class ModelSpec(Model):
-    """The model to serve: a directory that is the same on every host."""
+    """The model to serve."""
 
     path: Path
+    """Its directory, the same on every host."""
     served_name: str = "qwen3-moe"
+    """Name in requests."""
 
 
 class EngineSpec(Model):
-    """Engine settings. Defaults are the guide's; None leaves the flag out."""
+    """Settings of every instance. Defaults are the guide's; what is not set is left out."""
 
-    tensor_parallel: Annotated[int, Field(ge=1)] = 2
-    data_parallel: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel: AtLeastOne = 2
+    """`--tensor-parallel-size`. LLM-DataDist needs the same on prefill and decode, MLA aside."""
+    data_parallel: AtLeastOne = 1
+    """`--data-parallel-size` inside one instance. It needs TP x DP devices."""
     expert_parallel: bool = True
-    max_model_len: Annotated[int, Field(ge=1)] = 6144  # tokens
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] = 6144  # tokens
+    """`--enable-expert-parallel`."""
+    max_model_len: AtLeastOne = 6144
+    """Longest prompt and answer together, tokens."""
+    max_num_batched_tokens: AtLeastOne = 6144
+    """Tokens per step. Without chunked prefill at least `max_model_len`."""
     seed: int = 1024
     dtype: str | None = None
-    block_size: Annotated[int, Field(ge=1)] | None = None  # tokens
+    """`--dtype`; not set: the model's."""
+    block_size: AtLeastOne | None = None
+    """Tokens of a KV block; not set: the platform's."""
     kv_cache_dtype: str | None = None
     quantization: str | None = None
     prefix_caching: bool = False
     trust_remote_code: bool = True
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    enforce_eager: bool | None = None  # None: as in the guide, on prefillers only
+    """Share of the device's memory that the engine may use."""
+    enforce_eager: bool | None = None
+    """Not set: as in the guide, on prefillers only."""
     additional_config: dict[str, Any] = {
         "torchair_graph_config": {"enabled": False, "enable_multistream_shared_expert": False},
         "ascend_scheduler_config": {"enabled": True, "enable_chunked_prefill": False},
     }
-    args: tuple[str, ...] = ()  # appended to `vllm serve` as they are
+    """`--additional-config`; empty leaves the option out."""
+    args: tuple[str, ...] = ()
+    """Further arguments of `vllm serve`, appended as they are."""
     env: dict[str, str] = {}
+    """Variables of the engine's process."""
 
 
 class EngineOverrides(Model):
-    """Per-instance changes of the cluster's engine settings; what is not stated is inherited."""
+    """What one instance has otherwise than the cluster's `engine`."""
 
-    tensor_parallel: Annotated[int, Field(ge=1)] | None = None
-    data_parallel: Annotated[int, Field(ge=1)] | None = None
+    tensor_parallel: AtLeastOne | None = None
+    data_parallel: AtLeastOne | None = None
     expert_parallel: bool | None = None
-    max_model_len: Annotated[int, Field(ge=1)] | None = None
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_model_len: AtLeastOne | None = None
+    max_num_batched_tokens: AtLeastOne | None = None
     seed: int | None = None
     dtype: str | None = None
-    block_size: Annotated[int, Field(ge=1)] | None = None
+    block_size: AtLeastOne | None = None
     kv_cache_dtype: str | None = None
     quantization: str | None = None
     prefix_caching: bool | None = None
@@ -160,8 +195,10 @@ class EngineOverrides(Model):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     enforce_eager: bool | None = None
     additional_config: dict[str, Any] | None = None
-    args: tuple[str, ...] | None = None  # appended to the cluster's
-    env: dict[str, str] | None = None  # merged over the cluster's
+    args: tuple[str, ...] | None = None
+    """Appended to the cluster's."""
+    env: dict[str, str] | None = None
+    """Merged over the cluster's."""
 
     def applied_to(self, base: EngineSpec) -> EngineSpec:
         stated = self.model_dump(exclude_none=True)
@@ -177,26 +214,34 @@ class InstanceSpec(Model):
 
     role: Role
     host: str
-    devices: Annotated[tuple[Device, ...], Field(min_length=1)]  # physical ids, in TP order
+    """Name of a host under `hosts`."""
+    devices: Annotated[tuple[Device, ...], Field(min_length=1)]
+    """Physical NPU ids in rank order, TP x DP of them."""
     port: Port = 13700
-    side_channel_port: Port | None = None  # None: the connector's base port
-    engine_id: str | None = None  # None: the connector's rule
+    """Port of the API."""
+    side_channel_port: Port | None = None
+    """Base of its side-channel ports. Not set: the connector's, moved on where instances share
+    a host."""
+    engine_id: str | None = None
+    """Not set: the instance's name, or "0" with vllm-ascend's connector, as in the guide."""
     engine: EngineOverrides = EngineOverrides()
 
 
 class ConnectorSpec(Model):
-    """Which KV connector the instances load.
-
-    `ours` is connector/ of this project; `vllm-ascend` is LLMDataDistCMgrConnector of
-    v0.10.1rc1, exactly as in the guide; `module` is any other, named by `name` and `module`.
-    """
+    """Which KV connector the instances load."""
 
     kind: Literal["ours", "vllm-ascend", "module"] = "ours"
+    """`ours`: connector/ of this project. `vllm-ascend`: LLMDataDistCMgrConnector of
+    v0.10.1rc1, exactly as in the guide. `module`: any other, given by `name` and `module`."""
     name: str | None = None
+    """Class name, of kind `module`."""
     module: str | None = None
-    side_channel_port: Port = 5557  # base of VLLM_ASCEND_LLMDD_RPC_PORT
+    """Python module of the class, of kind `module`."""
+    side_channel_port: Port = 5557
+    """Base of the side-channel ports, VLLM_ASCEND_LLMDD_RPC_PORT."""
     kv_port: str = "20001"
-    extra: dict[str, Any] = {}  # kv_connector_extra_config
+    extra: dict[str, Any] = {}
+    """`kv_connector_extra_config`."""
 
     @model_validator(mode="after")
     def _module_is_named(self) -> ConnectorSpec:
@@ -206,24 +251,38 @@ class ConnectorSpec(Model):
 
 
 class ProxySpec(Model):
-    """The PD proxy: ours, or a command of the user's with {placeholders}."""
+    """The PD proxy: ours, or a command of yours."""
 
     host: str
+    """Name of a host under `hosts`."""
     port: Port = 8080
-    command: Command | None = None  # None: ours, `python -m proxy`
-    args: tuple[str, ...] = ()  # appended as they are
+    command: Command | None = None
+    """Not set: ours. Else arguments with the placeholders {host}, {port}, {model},
+    {prefiller_hosts}, {prefiller_ports}, {prefiller_urls} and the same for decoder: a list
+    that is a whole argument becomes several, inside one it is joined with commas."""
+    args: tuple[str, ...] = ()
+    """Further arguments, appended as they are."""
     env: dict[str, str] = {}
+    """Variables of the proxy's process."""
 
 
 class RankTableSpec(Model):
     """Where the rank table lies on each host, and whether we make it or check it."""
 
-    path: Path | None = None  # None: in the run directory
+    path: Path | None = None
+    """Not set: in the run directory."""
     generate: bool = True
+    """False: the file at `path` is there already; it is checked and not touched."""
+
+    @model_validator(mode="after")
+    def _existing_has_a_path(self) -> RankTableSpec:
+        if not self.generate and self.path is None:
+            raise ValueError("with `generate: false` needs `path`, the table to check")
+        return self
 
 
 class Expect(Model):
-    """Versions that the hosts must have; None: only equal on all hosts."""
+    """Versions that the hosts must have. What is not stated must only be equal on all of them."""
 
     driver: str | None = None
     firmware: str | None = None
@@ -237,43 +296,64 @@ class Expect(Model):
 class Checks(Model):
     """How far the network validation goes."""
 
-    devices: Literal["used", "all"] = "used"  # a fault of an unused NPU warns, or fails
+    devices: Literal["used", "all"] = "used"
+    """Whose faults fail: those of NPUs that an instance uses, others warn; or of all."""
     ping: Literal["auto", "full", "rail", "ring", "sampled"] = "auto"
+    """Which pairs of NPUs ping each other."""
     software: bool = True
+    """Compare versions and model files between hosts."""
 
 
 class Timeouts(Model):
     """Deadlines, seconds."""
 
     connect: Seconds = 10
+    """An SSH session."""
     command: Seconds = 30
-    tool: Seconds = 10  # one hccn_tool or npu-smi query
-    ready: Seconds = 900  # all instances up and one completion through the proxy
+    """A command on a host."""
+    tool: Seconds = 10
+    """One question to hccn_tool or npu-smi."""
+    ready: Seconds = 900
+    """All instances up, and one completion through the proxy."""
     request: Seconds = 120
     stop: Seconds = 30
-    drain: Seconds = 30  # KV usage back to zero
-    lease: Seconds = 20  # after this long without the controller, hosts clean up by themselves
+    """A process after SIGTERM."""
+    drain: Seconds = 30
+    """KV usage back to zero."""
+    lease: Seconds = 20
+    """After this long without the controller, hosts clean up by themselves."""
 
 
 class Cluster(Model):
-    """The validated content of cluster.yaml."""
+    """A cluster file."""
 
     name: Name = "cluster"
-    hardware: str = "atlas-800t-a2"  # a profile's name, see profiles.py
+    """Shown in reports."""
+    hardware: str = "atlas-800t-a2"
+    """Hardware profile of all hosts: `atlas-800t-a2` or `atlas-800t-a3`."""
     nic: str = "eth0"
-    workdir: Path = Path("/tmp/pd-validate")  # on the hosts; one directory per run inside
-    python: str = "python3"  # on the hosts
-    setup: tuple[Path, ...] | None = None  # scripts to source before an engine; None: the profile's
+    """Network card of the hosts' addresses."""
+    workdir: Path = Path("/tmp/pd-validate")
+    """On the hosts; each run has a directory inside."""
+    python: str = "python3"
+    """Python 3 on the hosts."""
+    setup: tuple[Path, ...] | None = None
+    """Scripts to source before an engine starts, where they exist. Not set: CANN's set_env.sh."""
     ssh: Ssh = Ssh()
     runtime: Runtime = HostRuntime()
+    """Where commands run: `{kind: host}`, `{kind: docker-exec, container: …}` or
+    `{kind: docker-run, image: …}`."""
     hosts: dict[Name, Host]
+    """Machines by name."""
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
     instances: dict[Name, InstanceSpec]
+    """vLLM servers by name. Their order is the order in the rank table."""
     connector: ConnectorSpec = ConnectorSpec()
     proxy: ProxySpec
     ranktable: RankTableSpec = RankTableSpec()
     env: dict[str, str] = {}
+    """Variables of every process on every host."""
     expect: Expect = Expect()
     checks: Checks = Checks()
     timeouts: Timeouts = Timeouts()
@@ -293,7 +373,11 @@ class Cluster(Model):
         return frozenset(d for spec in self.instances_on(host).values() for d in spec.devices)
 
     def ssh_of(self, host: str) -> Ssh:
-        return self.hosts[host].ssh or self.ssh
+        """The cluster's, with the keys that the host states on top."""
+        own = self.hosts[host].ssh
+        if own is None:
+            return self.ssh
+        return self.ssh.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
 
     def nic_of(self, host: str) -> str:
         return self.hosts[host].nic or self.nic

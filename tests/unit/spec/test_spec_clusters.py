@@ -95,3 +95,14 @@ def test_ssh_files_are_relative_to_the_file_they_stand_in(tmp_path: Path) -> Non
     cluster = load_cluster(path, environ={})
     assert cluster.ssh.key == tmp_path / "site" / "keys" / "id"
     assert cluster.ssh_of("node").known_hosts == tmp_path / "known"
+
+
+def test_a_host_states_only_what_differs_in_ssh(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        f"include: {CLUSTERS / 'one-host-1p1d.yaml'}\n"
+        "ssh: {user: ops, key: id, port: 2200}\n"
+        "hosts: {node: {ssh: {port: 2222}}}"
+    )
+    ssh = load_cluster(path, environ={}).ssh_of("node")
+    assert (ssh.user, ssh.port, ssh.key) == ("ops", 2222, tmp_path / "id")

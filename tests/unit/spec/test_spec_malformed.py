@@ -157,6 +157,12 @@ CASES = [
         "`connector` of kind `module` needs `name` and `module`",
     ),
     Case(
+        "existing rank table without its path",
+        "connector:",
+        "ranktable: ▶{generate: false}\nconnector:",
+        "`ranktable` with `generate: false` needs `path`, the table to check",
+    ),
+    Case(
         "host name for an address",
         "address: 192.0.0.2",
         "address: ▶node-2.lab",
