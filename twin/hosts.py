@@ -20,12 +20,11 @@ import json
 import os
 import pwd
 import select
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,18 +33,12 @@ from typing import Self
 import asyncssh
 
 from twin.sshd import SshdConfig
+from twin.tools.launch import install
 
 _START_SECONDS = 30.0  # until a server must accept connections
 _STOP_SECONDS = 5.0
 _PROJECT = Path(__file__).parent.parent
 _WRAPPERS = Path(__file__).parent / "wrappers"
-
-# Command on the host -> module that plays it.
-_TOOLS = {
-    "hccn_tool": "twin.tools.hccn_tool",
-    "npu-smi": "twin.tools.npu_smi",
-    "docker": "twin.tools.docker",
-}
 
 
 @dataclass(frozen=True)
@@ -146,14 +139,17 @@ class TwinHosts:
         self._await(name)
         return self._hosts[name]
 
-    @contextmanager
-    def stopped(self, name: str) -> Iterator[None]:
-        """Freeze one host's SSH server (SIGSTOP): it accepts nothing and answers nothing."""
-        self._servers[name].send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._servers[name].send_signal(signal.SIGCONT)
+    def refuse_key(self, name: str) -> None:
+        """From now on the host does not accept our key any more (host.auth)."""
+        stranger = asyncssh.generate_private_key("ssh-ed25519", comment="stranger")
+        self._authorized_keys(name).write_bytes(stranger.export_public_key())
+
+    def change_key(self, name: str) -> TwinHost:
+        """The host comes back with another host key, as after a reinstallation."""
+        self.kill(name)
+        key = asyncssh.generate_private_key("ssh-ed25519", comment=f"{name}, reinstalled")
+        _write_private(self._host_key(name), key.export_private_key())
+        return self.restart(name)
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -163,7 +159,7 @@ class TwinHosts:
         if not self._user_key.exists():
             user_key = asyncssh.generate_private_key("ssh-ed25519", comment="twin")
             _write_private(self._user_key, user_key.export_private_key())
-            (keys / "authorized_keys").write_bytes(user_key.export_public_key())
+            _public(self._user_key).write_bytes(user_key.export_public_key())
         for name, spec in self._specs.items():
             home = self._root / name
             (home / "bin").mkdir(parents=True, exist_ok=True)
@@ -172,20 +168,15 @@ class TwinHosts:
                 key = asyncssh.generate_private_key("ssh-ed25519", comment=name)
                 _write_private(host_key, key.export_private_key())
                 _public(host_key).write_bytes(key.export_public_key())
-            self._install_tools(home / "bin")
+            self._authorized_keys(name).write_bytes(_public(self._user_key).read_bytes())
+            install(str(home / "bin"))
+            for command in ("cat", "ls"):
+                _write_program(home / "bin" / command, (_WRAPPERS / f"{command}.sh").read_text())
             (self._state / name / "etc").mkdir(parents=True, exist_ok=True)
             devices = self._state / name / "dev"
             devices.mkdir(exist_ok=True)
             for device in spec.devices:
                 (devices / f"davinci{device}").touch()
-
-    def _install_tools(self, directory: Path) -> None:
-        for command, module in _TOOLS.items():
-            # -S: the tools use no site-packages, so they need not wait for them.
-            call = f"PYTHONPATH='{_PROJECT}' exec '{sys.executable}' -S -m {module}"
-            _write_program(directory / command, f'#!/bin/sh\n{call} "$@"\n')
-        for command in ("cat", "ls"):
-            _write_program(directory / command, (_WRAPPERS / f"{command}.sh").read_text())
 
     def _write_known_hosts(self) -> None:
         lines = [
@@ -206,7 +197,7 @@ class TwinHosts:
                 port=spec.port if port is None else port,
                 user=self._user,
                 host_key=str(self._host_key(name)),
-                authorized_keys=str(self._root / "keys" / "authorized_keys"),
+                authorized_keys=str(self._authorized_keys(name)),
                 directory=str(home),
                 env=self._environment(spec),
             ).to_json()
@@ -287,6 +278,9 @@ class TwinHosts:
     def _known_hosts(self) -> Path:
         return self._root / "keys" / "known_hosts"
 
+    def _authorized_keys(self, name: str) -> Path:
+        return self._root / "keys" / f"authorized_{name}"
+
     def _host_key(self, name: str) -> Path:
         return self._root / "keys" / f"host_{name}"
 
@@ -306,7 +300,7 @@ def _public(key: Path) -> Path:
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
 
 
