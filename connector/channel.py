@@ -55,7 +55,7 @@ class Listener:
 
     def _run(self, handler: Handler) -> None:
         while not self._stop.is_set():
-            if not self._socket.poll(200):
+            if not self._socket.poll(100):
                 continue
             frames = self._socket.recv_multipart()
             if len(frames) != 3:  # not from a REQ socket: there is nobody to answer

@@ -56,7 +56,7 @@ class DataDist:
         self.me = me
         self._engine = llm_datadist.LLMDataDist(kind, me.cluster_id)
         self._engine.init(config.generate_options())
-        self._caches: list[Any] = []
+        self._caches: list[tuple[Any, dict[str, int]]] = []  # with arguments for pull_blocks
         self._bytes_per_block = 0
 
     def register(self, groups: Sequence[Sequence[Part]]) -> None:
@@ -80,11 +80,12 @@ class DataDist:
                 shape[-1] *= first.element_size()
             desc = llm_datadist.CacheDesc(len(group), shape, getattr(llm_datadist.DataType, name))
             key = llm_datadist.BlocksCacheKey(self.me.cluster_id, model_id)
-            self._caches.append(
-                self._engine.cache_manager.register_blocks_cache(
-                    desc, [part.tensor.data_ptr() for part in group], key
-                )
+            cache = self._engine.cache_manager.register_blocks_cache(
+                desc, [part.tensor.data_ptr() for part in group], key
             )
+            # Only named where it is not the default of 2: old CANN does not know the argument.
+            joint = {"tensor_num_per_layer": 1} if group[0].name == "kv" else {}
+            self._caches.append((cache, joint))
             self._bytes_per_block += len(group) * group[0].block_bytes
 
     def link(self, peer: Agent, session: str, deadline: float, stop: threading.Event) -> int:
@@ -137,12 +138,14 @@ class DataDist:
         dropped before they are used for anything else.
         """
         manager = self._engine.cache_manager
-        for model_id, cache in enumerate(self._caches):
+        for model_id, (cache, options) in enumerate(self._caches):
             key = llm_datadist.BlocksCacheKey(peer.cluster_id, model_id)
             for start in range(0, len(remote), BLOCKS_PER_PULL):
                 end = start + BLOCKS_PER_PULL
                 try:
-                    manager.pull_blocks(key, cache, list(remote[start:end]), list(local[start:end]))
+                    manager.pull_blocks(
+                        key, cache, list(remote[start:end]), list(local[start:end]), **options
+                    )
                 except llm_datadist.LLMException as error:
                     raise self._failure(peer, error) from error
         return len(remote) * self._bytes_per_block
