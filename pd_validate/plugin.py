@@ -228,6 +228,12 @@ def network(run: Run) -> Report:
 
 
 @pytest.fixture
+def staged(run: Run) -> Topology:
+    """Code and rank table lie on the hosts; nothing is started."""
+    return run.staged()
+
+
+@pytest.fixture
 def topology(run: Run) -> Topology:
     """The running topology; brought up once. Skips, named, where something below is broken."""
     return run.topology()

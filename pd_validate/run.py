@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -22,6 +22,8 @@ from pd_validate.report.write import write_reports
 from pd_validate.session import PreflightFailed, Session
 from pd_validate.spec.models import Cluster
 from pd_validate.topology.topology import BringUpFailed, Topology
+
+T = TypeVar("T")
 
 NOT_FIT, LEFT_BEHIND, BOTH = 10, 11, 12
 
@@ -42,6 +44,7 @@ class Run:
         self._tests: dict[str, TestResult] = {}
         self._found: dict[str, list[Finding]] = {}
         self._bring_up_told = False
+        self._broken = ""  # why the lab or the harness itself cannot go on
         self._finished = False
 
     # --- during the run ---------------------------------------------------------------
@@ -51,9 +54,15 @@ class Run:
 
         An unfit cluster blocks: skip. A failed bring-up is one failure, then skips.
         """
+        return self._or_end(self.session.topology)
+
+    def staged(self) -> Topology:
+        """As `topology`, with nothing started yet."""
+        return self._or_end(self.session.staged)
+
+    def _or_end(self, step: Callable[[], Topology]) -> Topology:
         try:
-            with self._visible():
-                return self.session.topology()
+            return self._once(step)
         except PreflightFailed as failure:
             pytest.skip(f"blocked by {_named(failure.findings)}")
         except BringUpFailed as failure:
@@ -62,6 +71,19 @@ class Run:
                 pytest.skip(f"blocked by {_named(failure.findings)}")
             self._bring_up_told = True
             raise AssertionError(f"the service did not come up:\n{failure}") from None
+
+    def _once(self, step: Callable[[], T]) -> T:
+        """Run a step in sight of the person who waits. What breaks it breaks one test only."""
+        if self._broken:
+            pytest.skip(f"blocked: {self._broken}")
+        try:
+            with self._visible():
+                return step()
+        except (PreflightFailed, BringUpFailed):
+            raise
+        except Exception as error:
+            self._broken = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise
 
     @contextmanager
     def _visible(self) -> Iterator[None]:
@@ -77,8 +99,7 @@ class Run:
 
     def network(self) -> Report:
         """Read and judge the cluster, with progress in sight (later calls: from memory)."""
-        with self._visible():
-            report = self.session.network
+        report = self._once(lambda: self.session.network)
         self.session.add(report.findings)
         return report
 

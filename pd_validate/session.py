@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 from pd_validate import __version__, recording
+from pd_validate.checks.leftovers import check_leftovers, unknown_leftovers
 from pd_validate.checks.network import check_network
 from pd_validate.checks.plan import check_plan
 from pd_validate.checks.result import Report
@@ -26,11 +27,14 @@ from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
 from pd_validate.findings import Finding, Severity, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
+from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
+from pd_validate.hosts.supervisor import RemoteSupervisor, survey
 from pd_validate.ranktable import DeviceAddress, describe, generate, render
 from pd_validate.report.record import RunRecord
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import AuditLevel, LaunchPlan, launch_plan, run_dirs
+from pd_validate.spec.ports import port_plan
 from pd_validate.spec.profiles import devices_of
 from pd_validate.topology.addresses import device_addresses
 from pd_validate.topology.topology import Progress, Topology
@@ -78,6 +82,7 @@ class Session:
         self.trace_text = ""
         self._progress = progress
         self._undo = ExitStack()
+        self._supervisors: dict[str, RemoteSupervisor] = {}
         self._topology: Topology | None = None
         self._preflight_failed: PreflightFailed | None = None
 
@@ -136,7 +141,16 @@ class Session:
     def topology(self) -> Topology:
         """The running service; brought up at the first call.
 
-        Raises PreflightFailed or BringUpFailed, the same one at every later call.
+        Raises as `staged` does, or BringUpFailed, the same one at every later call.
+        """
+        topology = self.staged()
+        topology.up()
+        return topology
+
+    def staged(self) -> Topology:
+        """Hosts locked, code and rank table on them, nothing started yet.
+
+        Raises PreflightFailed, the same one at every later call; ClusterLocked, LabError.
         """
         if self._topology is None:
             self.preflight()
@@ -147,17 +161,25 @@ class Session:
                 ranktable=self._rank_table(),
                 progress=self._progress,
             )
-        self._topology.up()
+            self._topology.stage()
         return self._topology
 
     def _supervised(self) -> dict[str, HostHandle]:
+        """Lock all hosts of the plan for this run. Raises ClusterLocked, LabError."""
         used = list(dict.fromkeys(process.host for process in self.plan.processes()))
-        supervisors = self.fleet.supervise(
-            {host: self.run_dirs[host] for host in used},
-            run_id=self.run_id,
-            lease=self.cluster.timeouts.lease,
-        )
-        return {host: HostHandle(self.commands[host], supervisors[host]) for host in used}
+
+        def open_one(host: str) -> None:
+            self._supervisors[host] = RemoteSupervisor.open(
+                self.commands[host],
+                workdir=str(self.cluster.workdir_of(host)),
+                run_id=self.run_id,
+                lease=self.cluster.timeouts.lease,
+            )
+
+        for error in in_parallel({host: partial(open_one, host) for host in used}).values():
+            if error is not None:
+                raise error
+        return {host: HostHandle(self.commands[host], self._supervisors[host]) for host in used}
 
     def _rank_table(self) -> bytes | None:
         """The table to place, or None if the cluster file says that one is there already."""
@@ -263,7 +285,6 @@ class Session:
 
         Returns the leftover findings (also added to `findings`).
         """
-        leftovers: list[Finding] = []
         if self._topology is not None:
             self.record.timeline += recording.spans(self._topology.timeline)
             self.logs = self._topology.logs()
@@ -272,9 +293,38 @@ class Session:
             except LabError as error:
                 self.trace_text = f"(not readable: {error})\n"
             self._topology.close()
+        leftovers = self._end_processes(keep)
         self._undo.close()
         self.add(leftovers)
         return leftovers
+
+    def _end_processes(self, keep: bool) -> list[Finding]:
+        """End this run on all hosts at once; then look whether anything of it is left."""
+
+        def end(host: str) -> list[Finding]:
+            self._progress.start(host, "ending what was started")
+            workdir = str(self.cluster.workdir_of(host))
+            # What could not be ended is found by the survey, or by the survey's own failure.
+            with suppress(LabError):
+                self._supervisors[host].close(keep=keep)
+            if keep:
+                self._progress.done(host, "left running")
+                return []
+            try:
+                seen = survey(self.commands[host], workdir, ports=self._ports_on(host))
+            except LabError as error:
+                self._progress.fail(host, str(error))
+                return [unknown_leftovers(host, error)]
+            found = check_leftovers(seen, self.run_id)
+            self._progress.done(host, f"{len(found)} leftovers" if found else "nothing is left")
+            return found
+
+        results = in_parallel({host: partial(end, host) for host in self._supervisors})
+        return [f for found in results.values() if not isinstance(found, LabError) for f in found]
+
+    def _ports_on(self, host: str) -> list[int]:
+        uses = [use for use in port_plan(self.cluster) if use.host == host]
+        return [port for use in uses for port in range(use.first, use.last + 1)]
 
     def _told(self, what: str, work: Callable[[], T]) -> T:
         """Run `work` for all hosts, with a line for each in the progress."""

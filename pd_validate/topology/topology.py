@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 from pd_validate.checks.answers import check_served
 from pd_validate.checks.signatures import scan
 from pd_validate.errors import LabError, PdValidateError, WaitTimeout
 from pd_validate.findings import Finding, Where
 from pd_validate.hosts.api import Commands, ProcessSpec, ProcessStatus, Supervisor
+from pd_validate.hosts.fleet import in_parallel
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import InstanceLaunch, LaunchPlan, Process, trace_dir
 from pd_validate.topology.service import Service
 from pd_validate.topology.staging import Bundle, pack, stage
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.waiting import wait_for
-
-R = TypeVar("R")
 
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
@@ -91,8 +90,12 @@ class Topology:
         self._failure: BringUpFailed | None = None
         self._is_up = False
 
+    def stage(self) -> None:
+        """Put code and rank table on the hosts. Raises LabError."""
+        self._stage(pack())
+
     def up(self) -> None:
-        """Stage, start everything at once, wait for the first real answer. Idempotent.
+        """Start everything at once, wait for the first real answer. Idempotent.
 
         Raises BringUpFailed, also at every later call once it did; LabError if a host
         is lost on the way.
@@ -102,7 +105,6 @@ class Topology:
         if self._is_up:
             return
         try:
-            self._stage(pack())
             self._start()
             self._wait_for_instances()
             self._wait_for_links()
@@ -316,26 +318,50 @@ class Topology:
         return [launch for launch in self.plan.instances.values() if launch.host == host]
 
     def _on_hosts(self, what: str, work: Callable[[str], str]) -> None:
-        """Do `work` on all used hosts at once, and tell who follows. Raises the first error."""
-        hosts = self._used_hosts()
-        with ThreadPoolExecutor(len(hosts)) as pool:
-            futures = [pool.submit(self._timed, host, what, work) for host in hosts]
-        failures: list[Finding] = []
-        for future in futures:
-            error = future.exception()
-            if isinstance(error, BringUpFailed):
-                failures += error.findings
-            elif error is not None:
-                raise error
-        if failures:
-            raise BringUpFailed(failures)
+        """Do `work` on all used hosts at once. Raises BringUpFailed with all findings."""
+        self._all({host: (host, what, partial(work, host)) for host in self._used_hosts()})
 
-    def _timed(self, host: str, what: str, work: Callable[[str], str]) -> None:
+    def _all_or_fail(
+        self, what: str, hosts: Mapping[str, str], probe: Callable[[str], list[Finding]]
+    ) -> None:
+        """`probe` all names at once, told under their hosts. Raises BringUpFailed."""
+
+        def work(name: str) -> str:
+            findings = probe(name)
+            if findings:
+                raise BringUpFailed(findings)
+            return name
+
+        self._all({n: (host, f"{what} ({n})", partial(work, n)) for n, host in hosts.items()})
+
+    def _all(self, jobs: Mapping[str, tuple[str, str, Callable[[], str]]]) -> None:
+        """Run all jobs (host, what it does, the work) in parallel, and tell who follows.
+
+        Raises the first LabError, else BringUpFailed with the findings of all that failed.
+        """
+
+        def one(host: str, what: str, work: Callable[[], str]) -> tuple[Finding, ...]:
+            try:
+                self._timed(host, what, work)
+            except BringUpFailed as failure:
+                return failure.findings
+            return ()
+
+        results = in_parallel({name: partial(one, *job) for name, job in jobs.items()})
+        findings: list[Finding] = []
+        for result in results.values():
+            if isinstance(result, LabError):
+                raise result
+            findings += result
+        if findings:
+            raise BringUpFailed(findings)
+
+    def _timed(self, host: str, what: str, work: Callable[[], str]) -> None:
         self._progress.start(host, what)
         start = time.time()
         ok = False
         try:
-            note = work(host)
+            note = work()
             ok = True
             self._progress.done(host, note)
         except Exception as error:
@@ -343,31 +369,6 @@ class Topology:
             raise
         finally:
             self.timeline.append(Step(host, what, start, time.time(), ok))
-
-    def _all_or_fail(
-        self, what: str, hosts: Mapping[str, str], probe: Callable[[str], list[Finding]]
-    ) -> None:
-        """`probe` all names at once, told under their hosts. Raises BringUpFailed."""
-
-        def one(name: str) -> list[Finding]:
-            found: list[Finding] = []
-
-            def work(_: str) -> str:
-                found.extend(probe(name))
-                if found:
-                    raise BringUpFailed(found)
-                return f"{what}: {name}"
-
-            try:
-                self._timed(hosts[name], f"{what} ({name})", work)
-            except BringUpFailed as failure:
-                return list(failure.findings)
-            return []
-
-        with ThreadPoolExecutor(len(hosts)) as pool:
-            findings = [finding for found in pool.map(one, hosts) for finding in found]
-        if findings:
-            raise BringUpFailed([*findings, *self.check_alive()])
 
 
 def _spec(process: Process) -> ProcessSpec:

@@ -8,7 +8,7 @@ from pd_validate.checks.ranktable import check_rank_tables
 from pd_validate.plugin import Judge
 from pd_validate.session import Session
 
-pytestmark = pytest.mark.ranktable
+pytestmark = [pytest.mark.ranktable, pytest.mark.usefixtures("staged")]
 
 
 def test_rank_table_fits_devices_and_plan(pd: Session, judge: Judge) -> None:
