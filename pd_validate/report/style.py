@@ -214,7 +214,7 @@ svg .label.leak { fill: var(--fail); font-weight: 700; }
 .c0 { --tone: var(--c0); } .c1 { --tone: var(--c1); } .c2 { --tone: var(--c2); }
 .c3 { --tone: var(--c3); } .c4 { --tone: var(--c4); } .c5 { --tone: var(--c5); }
 
-@media (max-width: 820px) {
+@media screen and (max-width: 820px) {
   main { padding: 20px 16px 40px; }
   .first, .pair, .beside { grid-template-columns: minmax(0, 1fr); gap: 20px; }
   section { padding: 16px; }
@@ -225,6 +225,9 @@ svg .label.leak { fill: var(--fail); font-weight: 700; }
   body { background: #fff; font-size: 11pt; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
+  .first { grid-template-columns: minmax(0, 1fr) 190px; gap: 16px; }
+  .beside { gap: 20px; }
+  .scroll { overflow: visible; }
   section, .finding { break-inside: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }

@@ -109,8 +109,16 @@ class Browser:
         page = next(target for target in targets if target["type"] == "page")
         self._socket = await self._session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0)
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 800, dark: bool = False) -> Page:
-        """Load a local file and wait until it is complete."""
+    def open(
+        self,
+        path: Path,
+        *,
+        width: int = 1280,
+        height: int = 800,
+        dark: bool = False,
+        media: str = "screen",
+    ) -> Page:
+        """Load a local file and wait until it is complete; `media` is screen or print."""
         self._page = Page(self)
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
@@ -124,6 +132,7 @@ class Browser:
         scheme = "dark" if dark else "light"
         self.call(
             "Emulation.setEmulatedMedia",
+            media=media,
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
         self.call("Page.navigate", url=path.as_uri())

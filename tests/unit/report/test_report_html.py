@@ -260,6 +260,19 @@ def test_nothing_sticks_out_sideways(browser, tmp_path, name, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_paper_shows_folded_parts_and_cuts_nothing_off(browser, tmp_path):
+    page_file = tmp_path / "page.html"
+    page_file.write_text(summary_html(corrupted_block()), encoding="utf-8")
+    page = browser.open(page_file, width=720, media="print")
+    assert "parity.diverged" in page.text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
+    too_wide = page.evaluate(
+        "[...document.querySelectorAll('svg.picture, table')]"
+        ".filter(e => e.getBoundingClientRect().right > 720).length"
+    )
+    assert too_wide == 0
+
+
 def test_labels_of_drawings_stay_inside(browser, tmp_path):
     page_file = tmp_path / "page.html"
     page_file.write_text(summary_html(corrupted_block()), encoding="utf-8")
