@@ -270,6 +270,28 @@ class Actor:
         desc = self.lib.CacheDesc(4, [16, 1024], self.lib.DataType.DT_INT8)
         return self.lib.Cache(99, desc, [64] * 4, is_blocks=True)
 
+    def host_cache(self, cache: int, blocks: int = 16, block_bytes: int = 1024) -> None:
+        """A cache of zeros in host memory that is not registered, under the given id."""
+        lib = self.lib
+        buffers = [bytearray(blocks * block_bytes) for _ in range(TENSORS)]
+        addrs = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in buffers]
+        shape = [blocks, block_bytes]
+        desc = lib.CacheDesc(TENSORS, shape, lib.DataType.DT_INT8, lib.Placement.HOST)
+        self.buffers[cache] = buffers
+        self.caches[cache] = lib.Cache.create_cpu_cache(desc, addrs)
+
+    def clusters(
+        self, call: str, cluster_id: int, port: int, *, local: bool = True, **more: Any
+    ) -> tuple[str, list[str]]:
+        """link_clusters or unlink_clusters with a process that listens at a port."""
+        info = self.lib.LLMClusterInfo()
+        info.remote_cluster_id = cluster_id
+        info.append_remote_ip_info("127.0.0.1", port)
+        if local:
+            info.append_local_ip_info("127.0.0.1", 1)
+        code, codes = getattr(self.dd, call)([info], **more)
+        return code.name, [one.name for one in codes]
+
     def fill(self, cache: int, seed: int = 0) -> None:
         """Every byte of the cache differs from its neighbours in block, tensor and offset."""
         for index, buffer in enumerate(self.buffers[cache]):

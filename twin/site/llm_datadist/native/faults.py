@@ -39,6 +39,19 @@ KEYS = {"do", "from", "to", "request", "layer", "tensor", "block", "seconds"}
 DEEDS = {"corrupt", "zero", "drop", "swap", "delay", "stall", "reset"}
 
 
+def check(fault: Mapping[str, Any]) -> None:
+    """ValueError if `fault` is not in the words above."""
+    unknown = sorted(set(fault) - KEYS)
+    if unknown:
+        raise ValueError(f"kv fault {dict(fault)}: unknown {unknown}, expected {sorted(KEYS)}")
+    if fault.get("do") not in DEEDS:
+        raise ValueError(
+            f"kv fault {dict(fault)}: do is {fault.get('do')}, expected one of {sorted(DEEDS)}"
+        )
+    if (fault["do"] == "delay") != ("seconds" in fault):
+        raise ValueError(f"kv fault {dict(fault)}: delay, and only delay, takes seconds")
+
+
 @dataclass(frozen=True)
 class Arrival:
     """Where one pull puts its blocks."""
@@ -56,9 +69,7 @@ class Faults:
         self, faults: Sequence[Mapping[str, Any]], source: Place, target: Place, request: int
     ) -> None:
         for fault in faults:
-            unknown = set(fault) - KEYS
-            if unknown or fault.get("do") not in DEEDS:
-                raise ValueError(f"kv fault {dict(fault)}: unknown words {unknown or fault['do']}")
+            check(fault)
         self._faults = [
             fault
             for fault in faults
