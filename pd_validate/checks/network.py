@@ -47,7 +47,7 @@ class Check:
 CHECKS = (
     Check("reachable", Layer.HOST, hosts.check_reachable),
     Check("clock", Layer.HOST, hosts.check_clock),
-    Check("tools", Layer.HOST, devices.check_tools, lambda d: d.hccn_readings),
+    Check("tools", Layer.HOST, devices.check_tools, lambda d: d.asked),
     Check("device", Layer.HOST, devices.check_present, lambda d: ()),
     Check("health", Layer.HOST, devices.check_health, lambda d: (d.health,)),
     Check("idle", Layer.HOST, devices.check_idle, lambda d: (), idle=True),

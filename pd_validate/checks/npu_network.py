@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from pd_validate.checks.view import View, device_finding, grouped, listed, usual
@@ -236,8 +236,8 @@ def check_gateway(view: View) -> Iterator[Finding]:
 def _unrouted(view: View) -> Iterator[Finding]:
     """Pairs that must talk, in different subnets without a way between them.
 
-    The device that explains most such pairs is named, of equal ones that whose subnet
-    fewest others share.
+    The device that explains most such pairs is named; of equal ones that which is alone
+    in its subnet, then that which has no gateway.
     """
     broken = [pair for pair in _must_talk(view) if not _routed(view, *pair)]
     popularity = Counter(
@@ -247,12 +247,22 @@ def _unrouted(view: View) -> Iterator[Finding]:
     )
     while broken:
         counts = Counter(place for pair in broken for place in pair)
-        culprit = min(
-            counts, key=lambda place: (-counts[place], popularity[_subnet(view, place)], place)
-        )
+        culprit = min(counts, key=lambda place: _guilt(view, place, counts, popularity))
         peers = [_other(pair, culprit) for pair in broken if culprit in pair]
         broken = [pair for pair in broken if culprit not in pair]
         yield _unrouted_finding(view, culprit, peers)
+
+
+def _guilt(
+    view: View,
+    place: Place,
+    counts: Mapping[Place, int],
+    popularity: Mapping[IPv4Network | IPv6Network, int],
+) -> tuple[int, bool, bool, int, Place]:
+    """Sorts the device to name first."""
+    others = popularity[_subnet(view, place)] - 1
+    routed = _gateway_of(_device(view, place)) is not None
+    return -counts[place], others > 0, routed, others, place
 
 
 def _unrouted_finding(view: View, culprit: Place, peers: list[Place]) -> Finding:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pd_validate.checks.view import View, grouped, listed, usual
-from pd_validate.facts.hosts import MODULES, ModelFiles
+from pd_validate.facts.hosts import MODULES, HostFacts, ModelFiles, Software
 from pd_validate.facts.reading import Reason
 from pd_validate.findings import Finding, Severity, Where
 
 
 def check_software(view: View) -> Iterator[Finding]:
+    """Of hosts that run an instance; versions are compared over all hosts that tell them."""
     versions: dict[str, dict[str, str]] = {}  # name -> host -> version
-    for host in view.hosts:
+    read = {host.host: host for host in view.hosts}
+    for host in read.values():
         software = host.software.value
-        if software is None:
-            if host.software.reason is not Reason.NOT_READ:
-                yield Finding(
-                    id="software.missing",
-                    severity=Severity.UNKNOWN,
-                    where=Where(host=host.host),
-                    expected=f"an answer of {view.cluster.python}",
-                    got=host.software.detail,
-                    evidence=(host.software.output.evidence,),
-                )
+        for name, version in software.versions.items() if software else ():
+            if version is not None:
+                versions.setdefault(name, {})[host.host] = version
+    for host in read.values():
+        if host.software.reason is Reason.NOT_READ or not view.cluster.instances_on(host.host):
             continue
-        wanted = dict.fromkeys((*view.profile.required_software, *_expected(view)))
-        lacking = [name for name in wanted if software.versions.get(name) is None]
-        if view.cluster.connector.kind != "module":
-            lacking += [name for name in MODULES if software.modules.get(name) is None]
-        if lacking and view.cluster.instances_on(host.host):
+        if host.software.value is None:
+            yield Finding(
+                id="software.missing",
+                severity=Severity.UNKNOWN,
+                where=Where(host=host.host),
+                expected=f"an answer of {view.cluster.python}",
+                got=host.software.detail,
+                evidence=(host.software.output.evidence,),
+            )
+            continue
+        lacking = _lacking(view, host, host.software.value, versions)
+        if lacking:
             yield Finding(
                 id="software.missing",
                 where=Where(host=host.host),
@@ -37,11 +41,32 @@ def check_software(view: View) -> Iterator[Finding]:
                 got="not found",
                 evidence=(host.software.output.evidence,),
             )
-        for name, version in software.versions.items():
-            if version is not None:
-                versions.setdefault(name, {})[host.host] = version
     for name, by_host in versions.items():
         yield from _compared(view, name, by_host)
+
+
+def _lacking(
+    view: View,
+    host: HostFacts,
+    software: Software,
+    versions: Mapping[str, Mapping[str, str]],
+) -> list[str]:
+    """What an instance needs, what the cluster file names, and what most hosts have.
+
+    vllm-ascend's own connector needs all that the hardware profile lists. Ours runs on
+    any build of vLLM, so without `expect` the other packages need only be alike.
+    """
+    upstream = view.cluster.connector.kind == "vllm-ascend"
+    needed = [*(view.profile.required_software if upstream else ("vllm",)), *_expected(view)]
+    half = len(view.facts.hosts) / 2
+    needed += [name for name, by_host in versions.items() if len(by_host) > half]
+    if host.table.value is None:
+        # A driver that does not answer has its own finding, and its version comes from there.
+        needed = [name for name in needed if name not in ("driver", "firmware")]
+    lacking = [name for name in dict.fromkeys(needed) if software.versions.get(name) is None]
+    if view.cluster.connector.kind != "module":
+        lacking += [name for name in MODULES if software.modules.get(name) is None]
+    return lacking
 
 
 def _expected(view: View) -> dict[str, str]:

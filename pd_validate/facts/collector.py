@@ -33,6 +33,9 @@ from typing import Any
 Json = Any  # the document is plain JSON; its shape is that of the functions below
 
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
+SETTLE_ROUNDS = 3
+SETTLE_PAUSE = 5.0  # seconds
+UNSET_TEXTS = ("addr: 0.0.0.0", "address: 0.0.0.0", ": 0:0:0:0:0:0:0:0")  # of -netdetect
 FIRST_PAUSE = 0.5  # seconds before a busy device is asked again; doubles each time
 
 
@@ -49,7 +52,10 @@ def collect(request: Json) -> Json:
         read_at = time.monotonic()
     if "files" in request:
         document["files"] = {name: runner.run({"argv": argv}) for name, argv in request["files"]}
-    document["commands"] = [runner.run(spec) for spec in request.get("commands", ())]
+    commands = request.get("commands", [])
+    results = [runner.run(spec) for spec in commands]
+    settle(runner, commands, results)
+    document["commands"] = results
     if "network" in request:
         document["network"] = network(runner, request["network"])
     if "environment" in request:
@@ -155,6 +161,30 @@ class Runner:
             user = execute(["id", "-u"], self.timeout)["stdout"].strip()
             self.as_root = bool(self.prefix) or user == "0"
         return self.as_root
+
+
+def settle(runner: Runner, commands: Json, results: list[Json]) -> None:
+    """Ask again, all together, where a state was on its way: a few pauses for the whole host.
+
+    A command may name texts that mean "not yet" (`settle_texts`), and another command
+    (`settle_unless`, by index) whose answer shows that there is nothing to wait for.
+    """
+    for _ in range(SETTLE_ROUNDS):
+        moving = [
+            index
+            for index, spec in enumerate(commands)
+            if any(
+                text in results[index].get("stdout", "") for text in spec.get("settle_texts", ())
+            )
+            and not any(
+                text in results[spec["settle_unless"]].get("stdout", "") for text in UNSET_TEXTS
+            )
+        ]
+        if not moving or runner.left() < SETTLE_PAUSE:
+            return
+        time.sleep(SETTLE_PAUSE)
+        for index in moving:
+            results[index] = runner.run(commands[index])
 
 
 def execute(argv: list[str], timeout: float) -> Json:

@@ -86,6 +86,11 @@ class DeviceFacts:
             *(self.link_stat, self.optical, self.speed, self.duplex, self.mtu, self.tls, self.vnic),
         )
 
+    @property
+    def asked(self) -> tuple[Reading[Any], ...]:
+        """Those that were not left out on purpose."""
+        return tuple(r for r in self.hccn_readings if r.reason is not Reason.NOT_READ)
+
 
 @dataclass(frozen=True)
 class Card:
@@ -251,6 +256,7 @@ def _commands(
         {"argv": ["cat", HCCN_CONF], "keep": "settings"},
         {"argv": ["npu-smi", "info", "-m"], "keep": "chips"},
         {"argv": ["npu-smi", "info"]},
+        {"argv": ["npu-smi", "info", "-t", "board", "-i", str(card_and_chip(devices[0])[0])]},
     ]
     for device in devices:
         smi = {"device": device, "card_and_chip": card_and_chip(device)}
@@ -259,7 +265,13 @@ def _commands(
         if super_pod:
             commands.append({**smi, "argv": ["npu-smi", "info", "-t", "spod-info", *chip]})
         queries = _HCCN_QUERIES if super_pod else _HCCN_QUERIES[:-1]
+        first = len(commands)
         commands += [_hccn_command(device, query) for query in queries]
+        # Detection that is just starting is no fault yet; without an address it never starts.
+        commands[first + queries.index("net_health")] |= {
+            "settle_texts": ["status: Init", "status: Detect ip set"],
+            "settle_unless": first + queries.index("netdetect"),
+        }
     return commands
 
 
@@ -385,7 +397,7 @@ def read_host(commands: Commands, request: ReadRequest) -> HostFacts:
     started = time.monotonic()
     document = run_collector(commands, request.document, timeout=request.budget + 60)
     seconds = time.monotonic() - started
-    return _host_facts(request, document, before, seconds)
+    return host_facts(request, document, before, seconds)
 
 
 def run_collector(
@@ -414,12 +426,17 @@ def _collector_source() -> str:
     return resources.files("pd_validate.facts").joinpath("collector.py").read_text("utf-8")
 
 
-def _host_facts(
+def host_facts(
     request: ReadRequest, document: Mapping[str, Any], before: float, seconds: float
 ) -> HostFacts:
+    """Type the collector's answer to `request`.
+
+    `before` is when the round trip began (seconds since the epoch, controller's clock),
+    `seconds` how long it took.
+    """
     files = {name: Output.from_json(data) for name, data in document["files"].items()}
     outputs = [Output.from_json(data) for data in document["commands"]]
-    fixed, rest = outputs[:3], outputs[3:]
+    fixed, rest = outputs[:4], outputs[4:]
     per_device = len(rest) // len(request.devices) if request.devices else 0
     devices = {
         device: _device_facts(
@@ -441,7 +458,7 @@ def _host_facts(
         own_address=network["own_address"],
         environment=document["environment"],
         ports=tuple(PortState(**port) for port in document["ports"]),
-        software=_software(document.get("software"), files, table),
+        software=_software(document.get("software"), files, table, fixed[3]),
         model=_model(document.get("model")),
         clock=_clock(Output.from_json(document["clock"]), document["clock_age"], before, seconds),
         tuning={
@@ -507,7 +524,10 @@ def _card(data: Mapping[str, Any]) -> Card:
 
 
 def _software(
-    data: Mapping[str, Any] | None, files: Mapping[str, Output], table: Reading[npu_smi.Table]
+    data: Mapping[str, Any] | None,
+    files: Mapping[str, Output],
+    table: Reading[npu_smi.Table],
+    board: Output,
 ) -> Reading[Software]:
     if data is None:
         return not_read("versions", "checks.software is false in the cluster file")
@@ -522,7 +542,7 @@ def _software(
     driver = _version(files["driver"].stdout) or (table.value.driver if table.value else None)
     versions: dict[str, str | None] = {
         "driver": driver,
-        "firmware": _version(files["firmware"].stdout),
+        "firmware": _version(files["firmware"].stdout) or npu_smi.firmware_version(board),
         "cann": _version(files["cann"].stdout),
         **found["packages"],
     }

@@ -285,3 +285,9 @@ def _processes(text: str) -> list[Process]:
         memory = int(cells[3]) if cells[3].isdigit() else 0
         found.append(Process(int(numbers[0]), int(numbers[1]), int(cells[1]), cells[2], memory))
     return found
+
+
+def firmware_version(output: Output) -> str | None:
+    """`npu-smi info -t board -i <card>`; None if the card does not tell it."""
+    match = re.search(r"^\s*Firmware Version\s*:\s*(\S+)", output.stdout, re.M)
+    return None if match is None or match[1] == "NA" else match[1]

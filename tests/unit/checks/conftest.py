@@ -1,0 +1,1 @@
+"""Makes the helpers of this directory importable by name."""
