@@ -68,6 +68,8 @@ def wrap(
 def start_container(cluster: Cluster, host: str, run_id: str) -> tuple[str, ...] | None:
     """The command that starts our container on `host`; None if the host has none of ours.
 
+    The working directory and the model must exist on the host.
+
     It gets every NPU of the host, not only those in use: with a part of them the driver
     counts from 0 again, and the ids of the rank table would mean other devices.
     """
