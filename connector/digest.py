@@ -101,7 +101,10 @@ def measure_cpu_packing(block: torch.Tensor, block_size: int) -> torch.Tensor | 
     written = numbers.view(-1, 1, 1).expand(block_size, heads, dim).contiguous()
     isa = _get_attn_isa(block.dtype, block_size, dim)
     slots = torch.arange(block_size)
-    ops.cpu_attn_reshape_and_cache(written, written, keys, values, slots, isa)
+    try:
+        ops.cpu_attn_reshape_and_cache(written, written, keys, values, slots, isa)
+    except (AttributeError, RuntimeError):  # no such kernel in this build, or not for this size
+        return None
     return torch.stack([keys[0], values[0]]).to(torch.int64) - 1
 
 
