@@ -8,10 +8,10 @@ with commas (``--decode={decoder_urls}``). ``{{`` and ``}}`` are literal braces.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from string import Formatter
 
 from pd_validate.spec.models import Cluster, Role
+from pd_validate.spec.wording import closest
 
 NAMES = (
     "host",
@@ -68,8 +68,8 @@ def unknown_placeholders(argument: str) -> list[str]:
     complaints = []
     for field in fields:
         if field not in NAMES:
-            close = get_close_matches(field, NAMES, n=1)
+            close = closest(field, NAMES)
             known = ", ".join(f"{{{name}}}" for name in NAMES)
-            hint = f"did you mean `{{{close[0]}}}`?" if close else f"there are {known}"
+            hint = f"there are {known}" if close is None else f"did you mean `{{{close}}}`?"
             complaints.append(f"unknown placeholder `{{{field}}}`; {hint}")
     return complaints

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from pd_validate.spec.models import Cluster, Role
 from pd_validate.spec.placeholders import unknown_placeholders
 from pd_validate.spec.ports import port_clashes, port_plan
 from pd_validate.spec.profiles import PROFILES, devices_of
 from pd_validate.spec.source import KeyPath
+from pd_validate.spec.wording import counted, did_you_mean, one_of
 
 PROXY_NAME = "proxy"  # processes are told apart by name, logs are named after them
 
@@ -33,10 +33,10 @@ class Contradiction:
 def contradictions(cluster: Cluster) -> Iterator[Contradiction]:
     """All of them. A rule that builds on another is silent where that one already speaks."""
     if cluster.hardware not in PROFILES:
-        known = " or ".join(f"`{name}`" for name in PROFILES)
-        suggestion = _suggestion(cluster.hardware, list(PROFILES))
+        advice = did_you_mean(cluster.hardware, PROFILES)
         yield Contradiction(
-            ("hardware",), f"`hardware` must be {known}, not `{cluster.hardware}`{suggestion}"
+            ("hardware",),
+            f"`hardware` must be {one_of(PROFILES)}, not `{cluster.hardware}`{advice}",
         )
         return
     yield from _host_references(cluster)
@@ -62,13 +62,13 @@ def _host_references(cluster: Cluster) -> Iterator[Contradiction]:
             yield Contradiction(
                 ("instances", name, "host"),
                 f"`{name}` is on host `{spec.host}`, which is not under `hosts:`"
-                + (_suggestion(spec.host, hosts) or f"; hosts are {', '.join(hosts)}"),
+                + (did_you_mean(spec.host, hosts) or f"; hosts are {', '.join(hosts)}"),
             )
     if cluster.proxy.host not in cluster.hosts:
         yield Contradiction(
             ("proxy", "host"),
             f"the proxy is on host `{cluster.proxy.host}`, which is not under `hosts:`"
-            + (_suggestion(cluster.proxy.host, hosts) or f"; hosts are {', '.join(hosts)}"),
+            + (did_you_mean(cluster.proxy.host, hosts) or f"; hosts are {', '.join(hosts)}"),
         )
 
 
@@ -118,7 +118,7 @@ def _instance_devices(cluster: Cluster) -> Iterator[Contradiction]:
         if len(spec.devices) != wanted:
             yield Contradiction(
                 ("instances", name, "devices"),
-                f"`{name}` has {_count(len(spec.devices), 'device')} and needs {wanted}: "
+                f"`{name}` has {counted(len(spec.devices), 'device')} and needs {wanted}: "
                 f"tensor_parallel {engine.tensor_parallel} x data_parallel "
                 f"{engine.data_parallel}",
             )
@@ -176,12 +176,3 @@ def _proxy_command(cluster: Cluster) -> Iterator[Contradiction]:
     for index, argument in enumerate(cluster.proxy.command or ()):
         for problem in unknown_placeholders(argument):
             yield Contradiction(("proxy", "command", index), problem)
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -151,6 +151,18 @@ CASES = [
         "did you mean `docker-exec`?",
     ),
     Case(
+        "misspelt key of a runtime",
+        "connector:",
+        "runtime: {kind: docker-exec, ▶contaner: x}\nconnector:",
+        "unknown key `contaner` in `runtime`; did you mean `container`?",
+    ),
+    Case(
+        "runtime without a kind",
+        "connector:",
+        "runtime: ▶{container: x}\nconnector:",
+        "`runtime` needs `kind:`, which says what it is",
+    ),
+    Case(
         "module connector without its names",
         "connector: {kind: ours}",
         "connector: ▶{kind: module}",

@@ -11,9 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
-from pd_validate.spec.load import keys_at, load_cluster
+from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster, EngineOverrides, EngineSpec
 from pd_validate.spec.reference import files, json_schema
+from pd_validate.spec.validate import keys_at
 
 ROOT = Path(__file__).parents[3]
 CLUSTERS = sorted((ROOT / "clusters").glob("*.yaml"))
