@@ -7,16 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datadist_peer import SITE, Pair, Peers
+from datadist_actor import SITE
+from datadist_peer import Nursery, Pair, Peers
 
 if str(SITE) not in sys.path:
     sys.path.insert(0, str(SITE))
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    started = Nursery()
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def peers(tmp_path: Path) -> Iterator[Peers]:
+def peers(nursery: Nursery, tmp_path: Path) -> Iterator[Peers]:
     """Starts initialised peers; all are ended with the test."""
-    started = Peers(tmp_path)
+    started = Peers(nursery, tmp_path)
     yield started
     started.close()
 
@@ -28,8 +36,8 @@ def pair(peers: Peers) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def shared_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def shared_pair(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A linked pair for the tests of a module that leave the link as it is."""
-    started = Peers(tmp_path_factory.mktemp("state"))
+    started = Peers(nursery, tmp_path_factory.mktemp("state"))
     yield started.pair()
     started.close()

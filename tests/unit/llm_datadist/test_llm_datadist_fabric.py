@@ -235,7 +235,6 @@ def test_a_slow_or_lossy_path_takes_longer(
 ) -> None:
     pair = twin.pair()
     assert link_status(pair) == ("OK", "OK")
-    assert pair.consumer.call("pull", 1, 1, [3, 4, 5, 6], [4, 5, 6, 7]) < least
     twin.disturb(**rule)
     # 4 tensors of 4 KiB: 4 packets, half of them lost, each way, at 10 ms
     assert pair.consumer.call("pull", 1, 1, [3, 4, 5, 6], [4, 5, 6, 7]) >= least

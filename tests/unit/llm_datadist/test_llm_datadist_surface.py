@@ -7,7 +7,7 @@ import sys
 
 import llm_datadist
 import pytest
-from datadist_peer import SITE
+from datadist_actor import SITE
 from llm_datadist import (
     BlocksCacheKey,
     Cache,
