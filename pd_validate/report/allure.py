@@ -17,6 +17,7 @@ from typing import Any
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.findings import Finding
 from pd_validate.report.redact import Redactor
+from pd_validate.report.words import capped
 
 try:
     import allure
@@ -130,7 +131,7 @@ class Story:
     def _safe(self, content: str, kind: Kind) -> str:
         text = self._redactor.text(content)
         # Cutting the middle out of HTML or SVG would break it, and we make those ourselves.
-        return text if kind in (Kind.HTML, Kind.SVG) else capped(text)
+        return text if kind in (Kind.HTML, Kind.SVG) else capped(text, ATTACHMENT_LIMIT)
 
 
 # How much a red test of this layer matters. KV data stands highest: it is wrong in silence.
@@ -146,18 +147,6 @@ _SEVERITIES = {
     Layer.SERVICE: "critical",
     Layer.LEFTOVER: "minor",
 }
-
-
-def capped(text: str, limit: int = ATTACHMENT_LIMIT) -> str:
-    """`text`, or its beginning and its end with a line between that says what is left out.
-
-    The end gets two thirds: a log's last lines tell why it ended.
-    """
-    if len(text) <= limit:
-        return text
-    head, tail = limit // 3, limit - limit // 3
-    left_out = len(text) - head - tail
-    return f"{text[:head]}\n\n[… {left_out} characters left out …]\n\n{text[-tail:]}"
 
 
 def _attachment_type(kind: Kind) -> Any:

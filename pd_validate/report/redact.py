@@ -17,7 +17,10 @@ STRUCK = "[secret]"
 # Shorter values are too likely to be an innocent part of a word ("pw" in "npwd").
 _SHORTEST_SECRET = 4
 
-_KEY_NAME = r"[\w.-]*(?:password|passwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|token)"
+# Lengths are bounded everywhere: without that, a log line of a million dots takes hours.
+_KEY_NAME = (
+    r"[\w.-]{0,60}(?:password|passwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|token)"
+)
 
 _SECRET_NAME = re.compile(_KEY_NAME, re.IGNORECASE)
 
@@ -25,13 +28,14 @@ _SECRET_NAME = re.compile(_KEY_NAME, re.IGNORECASE)
 _SHAPES = tuple(
     re.compile(shape, re.IGNORECASE | re.DOTALL)
     for shape in (
-        r"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)",
+        r"(?P<keep>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).*?(?=-----END|\Z)",
         r"(?P<keep>\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+)[^\s\"']+",
         r"(?P<keep>\bbearer\s+)[\w.~+/=-]{8,}",
-        rf"(?P<keep>(?<![\w-]){_KEY_NAME}[\"']?\s*=\s*[\"']?)[^\s\"',;&]+",
-        rf"(?P<keep>(?<![\w-]){_KEY_NAME}[\"']?\s*:\s*[\"'])[^\"']+",
+        rf"(?P<keep>{_KEY_NAME}[\"']?\s*=\s*[\"']?)[^\s\"',;&]+",
+        rf"(?P<keep>{_KEY_NAME}[\"']?\s*:\s*[\"'])[^\"']+",
+        r"(?P<keep>passw(?:or)?d[ \t]*:[ \t]*)[^\s\"']+",
         rf"(?P<keep>--{_KEY_NAME}[ =])[^\s\"']+",
-        r"(?P<keep>\b[a-z][a-z0-9+.-]*://[^\s:/@]+:)[^\s@/]+(?=@)",
+        r"(?P<keep>\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@]{1,200}:)[^\s@/]{1,200}(?=@)",
         r"(?P<keep>\b(?:sk|hf|ghp|glpat)[-_])[A-Za-z0-9_-]{16,}",
     )
 )

@@ -19,10 +19,11 @@ from pd_validate.report.record import Outcome, RunRecord
 from pd_validate.report.states import States
 from pd_validate.report.style import CSS
 from pd_validate.report.summary_sections import sections_of
-from pd_validate.report.words import count, duration, percentile
+from pd_validate.report.words import capped, count, duration, percentile
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _OPEN_EVIDENCE_LINES = 14  # shorter evidence of the first finding is not folded
+_LONGEST_EVIDENCE = 20_000  # characters; whole logs lie beside the page
 _FULL_CARDS = 5  # more findings are drawn small, so that the page stays readable
 
 
@@ -251,7 +252,7 @@ def _consequences(family: Family) -> Markup | None:
 
 def _texts(evidence: Iterable[str]) -> Markup | None:
     """Evidence as one block; answers of several lines stand apart from each other."""
-    texts = list(evidence)
+    texts = [capped(text, _LONGEST_EVIDENCE) for text in evidence]
     between = "\n\n" if any("\n" in text for text in texts) else "\n"
     return el("pre", between.join(texts)) if texts else None
 

@@ -38,3 +38,15 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 def count(number: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 test, 1,024 tests."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def capped(text: str, limit: int) -> str:
+    """`text`, or its beginning and its end with a line between that says what is left out.
+
+    The end gets two thirds: a log's last lines tell why it ended.
+    """
+    if len(text) <= limit:
+        return text
+    head, tail = limit // 3, limit - limit // 3
+    left_out = len(text) - head - tail
+    return f"{text[:head]}\n\n[… {left_out} characters left out …]\n\n{text[-tail:]}"

@@ -6,7 +6,7 @@ with more NPUs than fit are drawn in several blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pd_validate.findings import Verdict, Where
@@ -44,12 +44,14 @@ def matrix(record: RunRecord, states: States) -> Markup:
     for check in record.checks:
         key = (check.id, _place(check.where, states))
         verdicts[key] = worst([check.verdict, *filter(None, [verdicts.get(key)])]) or check.verdict
-    npus = sum(len(host.devices) for host in record.hosts)
+    places = [place for _, place in verdicts]
+    hosts = _hosts(record, places)
+    npus = sum(len(host.devices) for host in hosts)
     scale = _LARGE if npus <= _LARGE.npus_per_block else _SMALL
     return join(
         *(
-            _Block(record, states, verdicts, hosts, scale).draw()
-            for hosts in _blocks(record.hosts, scale.npus_per_block)
+            _Block(record, states, verdicts, part, scale).draw()
+            for part in _blocks(hosts, scale.npus_per_block)
         )
     )
 
@@ -57,6 +59,15 @@ def matrix(record: RunRecord, states: States) -> Markup:
 def _place(where: Where, states: States) -> _Place:
     npu = states.npu_of(where)
     return (npu.host, npu.device) if npu else (states.host_of(where), None)
+
+
+def _hosts(record: RunRecord, places: Iterable[_Place]) -> list[HostNode]:
+    """Hosts and NPUs of the record, and those that only a check knows of: none may vanish."""
+    devices: dict[str, set[int]] = {host.name: set(host.devices) for host in record.hosts}
+    for host, device in places:
+        if host is not None:
+            devices.setdefault(host, set()).update(() if device is None else (device,))
+    return [HostNode(name=name, devices=tuple(sorted(ids))) for name, ids in devices.items()]
 
 
 def _blocks(hosts: Sequence[HostNode], most: int) -> list[list[HostNode]]:

@@ -11,7 +11,7 @@ from examples import dead_link, green
 
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.report import allure as story_module
-from pd_validate.report.allure import Story, capped
+from pd_validate.report.allure import Story
 from pd_validate.report.allure_files import (
     allurerc,
     clean_results,
@@ -186,14 +186,6 @@ def test_steps_are_logged_without_allure(monkeypatch, caplog):
     assert caplog.messages[0] == "first [secret]"
     assert re.fullmatch(r"first \[secret\]: done in \d+\.\d s", caplog.messages[1])
     assert re.fullmatch(r"second: ZeroDivisionError after \d+\.\d s", caplog.messages[3])
-
-
-def test_capping_keeps_both_ends():
-    text = capped("a" * 50 + "b" * 50, limit=30)
-    assert text.startswith("a" * 10 + "\n")
-    assert text.endswith("\n" + "b" * 20)
-    assert "70 characters left out" in text
-    assert capped("short", limit=30) == "short"
 
 
 # Files around the results.

@@ -87,6 +87,14 @@ def test_text_of_a_host_cannot_become_a_tag():
     assert "&lt;b&gt;&amp;amp;&lt;/b&gt;" in summary_html(record)
 
 
+def test_a_whole_log_as_evidence_does_not_swell_the_page():
+    record = dead_link()
+    small = len(summary_html(record))
+    finding = record.findings[0].model_copy(update={"evidence": ("line\n" * 1_000_000,)})
+    record.findings[0] = finding
+    assert len(summary_html(record)) < small + 30_000
+
+
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [

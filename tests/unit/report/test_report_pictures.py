@@ -16,7 +16,7 @@ from pd_validate.report.pictures.timeline import timeline
 from pd_validate.report.pictures.topology import topology
 from pd_validate.report.record import CheckResult, KvUsage, Npu, Outcome, Ping, Span, TestResult
 from pd_validate.report.states import State, States
-from pd_validate.report.words import count, duration, percentile, size
+from pd_validate.report.words import capped, count, duration, percentile, size
 
 
 def npu(host, device):
@@ -288,3 +288,22 @@ def test_severity_of_a_host_finding_is_not_lost():
     where = Where(host="d1")
     record.findings = [Finding(id="host.clock-skew", severity=Severity.UNKNOWN, where=where)]
     assert States(record).host("d1") is State.UNKNOWN
+
+
+def test_capping_keeps_both_ends():
+    text = capped("a" * 50 + "b" * 50, limit=30)
+    assert text.startswith("a" * 10 + "\n")
+    assert text.endswith("\n" + "b" * 20)
+    assert "70 characters left out" in text
+    assert capped("short", limit=30) == "short"
+
+
+def test_matrix_shows_places_that_only_a_check_knows_of():
+    record = empty()
+    record.checks = [
+        CheckResult(id="link.state", where=Where(host="d9", device=3), verdict=Verdict.FAIL),
+        CheckResult(id="host.clock", where=Where(host="d8"), verdict=Verdict.UNKNOWN),
+    ]
+    found = titles(matrix(record, States(record)))
+    assert "link.state, d9 npu3: fail" in found
+    assert "host.clock, d8: could not measure" in found

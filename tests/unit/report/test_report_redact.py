@@ -1,5 +1,7 @@
 """Secrets do not reach a report; what only looks like one stays."""
 
+import time
+
 import pytest
 from examples import EXAMPLES, green
 
@@ -12,6 +14,8 @@ from pd_validate.report.redact import STRUCK, Redactor
     [
         ("export HF_TOKEN=abcDEF123", "abcDEF123"),
         ("password: 'hunter two'", "hunter two"),
+        ("ssh: Password: hunter2", "hunter2"),
+        ("A_VERY_LONG_NAME_" * 8 + "TOKEN=abcDEF123", "abcDEF123"),
         ('{"api_key": "k-123456"}', "k-123456"),
         ("curl -H 'Authorization: Bearer eyJhbGciOi.x.y'", "eyJhbGciOi.x.y"),
         ("Authorization=Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
@@ -69,3 +73,14 @@ def test_every_text_of_a_record_is_searched():
     text = Redactor(["rosebud"]).record(record).to_json()
     for secret in ("rosebud", "pa55word", "hunter2", "abc def"):
         assert secret not in text
+
+
+@pytest.mark.parametrize(
+    "piece", [".", "a.", "x", "token", "token=", "https://", "bearer ", "-----BEGIN ", "a:b@"]
+)
+def test_long_lines_take_no_longer_than_their_length(piece):
+    text = piece * 100_000
+    began = time.process_time()
+    Redactor(["rosebud"]).text(text)
+    # Linear takes a fraction of a second here, quadratic takes minutes.
+    assert time.process_time() - began < 10
