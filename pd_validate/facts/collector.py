@@ -269,12 +269,11 @@ def network(runner: Runner, options: Json) -> Json:
 def card(name: str) -> Json:
     """What the kernel tells of a network card, in the shape of `ip -j addr`. IPv4 only."""
     try:
-        with open(f"/sys/class/net/{name}/flags") as file:
-            bits = int(file.read(), 16)
-    except (OSError, ValueError):
+        bits = int(first_word(f"/sys/class/net/{name}/flags"), 16)
+    except ValueError:
         bits = 0
     flags = [word for bit, word in ((0x1, "UP"), (0x8, "LOOPBACK")) if bits & bit]
-    if not bits & 0x40:  # IFF_RUNNING
+    if first_word(f"/sys/class/net/{name}/carrier") == "0":
         flags.append("NO-CARRIER")
     addresses = []
     local = card_number(name, 0x8915)  # SIOCGIFADDR
@@ -283,6 +282,15 @@ def card(name: str) -> Json:
         prefix = bin(struct.unpack("!I", socket.inet_aton(mask))[0]).count("1")
         addresses.append({"family": "inet", "local": local, "prefixlen": prefix})
     return {"ifname": name, "flags": flags, "addr_info": addresses}
+
+
+def first_word(path: str) -> str:
+    """Of a small file; empty if it cannot be read."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def card_number(name: str, call: int) -> str:

@@ -129,9 +129,10 @@ def refusal(output: Output, table: Iterable[tuple[str, Reason]]) -> Reading[Any]
         return failed(Reason.NOT_READ, output, output.skipped)
     if output.timed_out:
         return failed(Reason.TIMEOUT, output, f"no answer within {output.seconds:.0f} s")
+    said = output.text
     for text, reason in (*_SHELL, *table):
-        line = next((line for line in output.text.splitlines() if text in line), None)
-        if line is not None:
+        if text in said:
+            line = next(line for line in said.splitlines() if text in line)
             return failed(reason, output, line.strip())
     return None
 

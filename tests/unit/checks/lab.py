@@ -66,7 +66,9 @@ class Lab:
 
     # --- breaking -------------------------------------------------------------------------------
 
-    def answer(self, host: str, command: str, stdout: str = "", stderr: str = "", code: int = 0):
+    def answer(
+        self, host: str, command: str, stdout: str = "", stderr: str = "", code: int = 0
+    ) -> None:
         """What a command answers on a host, e.g. `hccn_tool -i 6 -link -g`."""
         self.answers[host, command] = (stdout, stderr, code)
 
