@@ -86,7 +86,7 @@ async def _run_command(process: asyncssh.SSHServerProcess, config: SshdConfig) -
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=config.directory,
-        env=config.env,
+        env={**config.env, **_ssh_variables(process)},
         start_new_session=True,
     )
     feeder = asyncio.create_task(_feed(process, child))
@@ -107,6 +107,15 @@ async def _run_command(process: asyncssh.SSHServerProcess, config: SshdConfig) -
         process.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
     else:
         process.exit(code)
+
+
+def _ssh_variables(process: asyncssh.SSHServerProcess) -> dict[str, str]:
+    client, client_port = process.get_extra_info("peername")[:2]
+    server, server_port = process.get_extra_info("sockname")[:2]
+    return {
+        "SSH_CLIENT": f"{client} {client_port} {server_port}",
+        "SSH_CONNECTION": f"{client} {client_port} {server} {server_port}",
+    }
 
 
 async def _feed(process: asyncssh.SSHServerProcess, child: subprocess.Popen[bytes]) -> None:

@@ -242,12 +242,14 @@ exit $?"""
 
 # A file whose end got lost on the way is as bad as none: the size must be right before it counts.
 _PUT = """\
+path={path} temporary={temporary}
 mkdir -p -- {parent} || exit 1
-test ! -d {path} || {{ echo 'it is a directory' >&2; exit 1; }}
-trap 'rm -f -- {temporary}' EXIT
-(umask 077; cat > {temporary}) || exit 1
-test "$(wc -c < {temporary})" -eq {size} || exit {wrong_size}
-chmod {mode} {temporary} && mv -f -- {temporary} {path}"""
+test ! -d "$path" || {{ echo 'it is a directory' >&2; exit 1; }}
+trap 'rm -f -- "$temporary"' EXIT
+(umask 077; cat > "$temporary") || exit 1
+test "$(wc -c < "$temporary")" -eq {size} || exit {wrong_size}
+chmod {mode} "$temporary" && mv -f -- "$temporary" "$path"
+"""
 
 
 def _completed(command: str, outcome: Outcome) -> Completed:
