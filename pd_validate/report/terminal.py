@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -23,6 +23,7 @@ from rich.text import Text
 from pd_validate.findings import Finding, Severity, Verdict, Where
 from pd_validate.report.families import Family, families
 from pd_validate.report.record import Outcome, RunRecord, worst
+from pd_validate.report.redact import Redactor
 
 # A CI log has no width; this keeps a finding's line readable in all web views.
 PLAIN_WIDTH = 100
@@ -181,8 +182,18 @@ def _state_text(state: str) -> Text:
     return Text("..." if state == "run" else state or "wait", style=styles.get(state, "dim"))
 
 
-def print_summary(console: Console, record: RunRecord, report: Path | None = None) -> None:
-    """The end of a run: checks matrix, tests that did not pass, findings, verdict, report."""
+def print_summary(
+    console: Console,
+    record: RunRecord,
+    report: Path | None = None,
+    *,
+    secrets: Iterable[str] = (),
+) -> None:
+    """The end of a run: checks matrix, tests that did not pass, findings, verdict, report.
+
+    What is printed is redacted, as in `write_reports`.
+    """
+    record = Redactor(secrets).record(record)
     if record.checks:
         _print_heading(console, "Checks")
         _print_checks(console, record)

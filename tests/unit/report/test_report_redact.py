@@ -79,8 +79,8 @@ def test_every_text_of_a_record_is_searched():
     "piece", [".", "a.", "x", "token", "token=", "https://", "bearer ", "-----BEGIN ", "a:b@"]
 )
 def test_long_lines_take_no_longer_than_their_length(piece):
-    text = piece * 100_000
+    text = piece * 30_000
     began = time.process_time()
     Redactor(["rosebud"]).text(text)
     # Linear takes a fraction of a second here, quadratic takes minutes.
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 5

@@ -9,6 +9,7 @@ import pytest
 from examples import EXAMPLES, corrupted_block, dead_link, failed_bringup, green
 from rich.cells import cell_len
 
+from pd_validate.findings import Finding, Where
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 
 
@@ -62,6 +63,15 @@ def test_leftovers_are_listed():
 def test_chinese_text_passes_and_what_an_encoding_lacks_is_replaced():
     assert "的的" in summary(corrupted_block(), encoding="gb18030")
     assert "'??" in summary(corrupted_block(), encoding="ascii").replace(" ", "")
+
+
+def test_secrets_are_not_printed():
+    record = dead_link()
+    got = "login with rosebud and password=hunter2"
+    record.findings.append(Finding(id="host.auth", where=Where(host="p1"), got=got))
+    out = io.StringIO()
+    print_summary(console_for(out), record, secrets=["rosebud"])
+    assert "login with [secret] and password=[secret]" in out.getvalue()
 
 
 def test_columns_counts_without_a_terminal(monkeypatch):
