@@ -63,7 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     options = Options.of(config.option)
-    if not options.cluster or config.option.help or config.option.collectonly:
+    runs = not (config.option.help or config.option.collectonly or options.dry_run)
+    if not (options.cluster and runs):
         return
     from pd_validate.run import Run  # heavy; a plain pytest run of anything else skips it
 
@@ -74,6 +75,21 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from error
         config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
     signal.signal(signal.SIGTERM, _interrupt)
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """`--dry-run`: print the plan instead of running tests."""
+    options = Options.of(config.option)
+    if not (options.cluster and options.dry_run) or config.option.help:
+        return None
+    from pd_validate.dry_run import rendered_plan
+
+    with ExitStack() as undo:
+        try:
+            print(rendered_plan(open_cluster(options, undo), audit=options.audit))
+        except SpecError as error:
+            raise pytest.UsageError(str(error)) from error
+    return 0
 
 
 def open_cluster(options: Options, undo: ExitStack) -> Cluster:
@@ -236,6 +252,7 @@ def staged(run: Run) -> Topology:
 @pytest.fixture
 def topology(run: Run) -> Topology:
     """The running topology; brought up once. Skips, named, where something below is broken."""
+    __tracebackhide__ = True
     return run.topology()
 
 

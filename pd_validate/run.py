@@ -62,6 +62,7 @@ class Run:
         return self._or_end(self.session.staged)
 
     def _or_end(self, step: Callable[[], Topology]) -> Topology:
+        __tracebackhide__ = True  # the findings say it all
         try:
             return self._once(step)
         except PreflightFailed as failure:
@@ -71,7 +72,7 @@ class Run:
             if self._bring_up_told:
                 pytest.skip(f"blocked by {_named(failure.findings)}")
             self._bring_up_told = True
-            raise AssertionError(f"the service did not come up:\n{failure}") from None
+            raise AssertionError(f"the service did not come up:\n{_told(failure)}") from None
 
     def _once(self, step: Callable[[], T]) -> T:
         """Run a step in sight of the person who waits. What breaks it breaks one test only."""
@@ -194,6 +195,14 @@ def _named(findings: Sequence[Finding]) -> str:
     roots = root_findings(findings)
     more = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
     return f"{roots[0].id} at {roots[0].where}{more}" if roots else "an earlier failure"
+
+
+def _told(failure: BringUpFailed) -> str:
+    """Each finding, and under it the log lines that it points to."""
+    lines = []
+    for finding in failure.findings:
+        lines += [str(finding), *(f"    {line}" for line in finding.evidence)]
+    return "\n".join(lines)
 
 
 def _outcome(report: pytest.TestReport) -> Outcome:

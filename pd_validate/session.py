@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -36,6 +37,7 @@ from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import AuditLevel, LaunchPlan, launch_plan, run_dirs
 from pd_validate.spec.ports import port_plan
 from pd_validate.spec.profiles import devices_of
+from pd_validate.spec.runtime import remove_container, start_container
 from pd_validate.topology.addresses import device_addresses
 from pd_validate.topology.topology import Progress, Topology
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
@@ -97,7 +99,28 @@ class Session:
         }
         for host in hosts.values():
             self._undo.callback(host.close)
+        for error in in_parallel(
+            {name: partial(self._start_container, host) for name, host in hosts.items()}
+        ).values():
+            if error is not None:
+                raise error
         return hosts
+
+    def _start_container(self, host: RemoteHost) -> None:
+        """Start the host's container, if the cluster file says that we do. Raises LabError."""
+        start = start_container(self.cluster, host.name, self.run_id)
+        remove = remove_container(self.cluster, host.name, self.run_id)
+        if start is None or remove is None:
+            return
+        machine, timeout = host.outside(), self.cluster.timeouts.ready
+        workdir = shlex.quote(str(self.cluster.workdir_of(host.name)))
+        started = machine.run(f"mkdir -p {workdir} && {shlex.join(start)}", timeout=timeout)
+        if started.exit_code != 0:
+            raise LabError(
+                f"{host.name}: the container does not start: {started.stderr.strip()[-300:]}. "
+                f"The command was: {shlex.join(start)}"
+            )
+        self._undo.callback(machine.run, shlex.join(remove), timeout=timeout)
 
     @cached_property
     def facts(self) -> ClusterFacts:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 SEED = 20251122
 _BYTES = 256
@@ -65,9 +66,10 @@ def _write_tokenizer(directory: Path) -> None:
 
 def _write_weights(directory: Path) -> None:
     import torch
-    from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
+    import transformers
 
-    config = Qwen3MoeConfig(
+    library: Any = transformers  # its classes take more than their annotations say
+    config = library.Qwen3MoeConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
         num_hidden_layers=4,
@@ -86,7 +88,7 @@ def _write_weights(directory: Path) -> None:
         bos_token_id=None,
     )
     torch.manual_seed(SEED)
-    model = Qwen3MoeForCausalLM(config).to(torch.float32)
+    model = library.Qwen3MoeForCausalLM(config).to(torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -103,7 +105,7 @@ def _write_weights(directory: Path) -> None:
             if token != "<|im_end|>":
                 model.lm_head.weight[_BYTES + SPECIAL_TOKENS.index(token)].zero_()
     model.save_pretrained(directory, safe_serialization=True)
-    GenerationConfig(
+    library.GenerationConfig(
         eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     ).save_pretrained(directory)
 
