@@ -129,9 +129,13 @@ class Story:
         self.attach(f"{finding.id} at {where}", "\n\n".join(parts))
 
     def _safe(self, content: str, kind: Kind) -> str:
-        text = self._redactor.text(content)
         # Cutting the middle out of HTML or SVG would break it, and we make those ourselves.
-        return text if kind in (Kind.HTML, Kind.SVG) else capped(text, ATTACHMENT_LIMIT)
+        if kind in (Kind.HTML, Kind.SVG):
+            return self._redactor.text(content)
+        # Capped twice: redacting a whole log of a gigabyte takes minutes, and the first cut may
+        # go through a secret; what is near that cut does not survive the second.
+        roughly = capped(content, 4 * ATTACHMENT_LIMIT)
+        return capped(self._redactor.text(roughly), ATTACHMENT_LIMIT)
 
 
 # How much a red test of this layer matters. KV data stands highest: it is wrong in silence.
