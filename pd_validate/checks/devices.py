@@ -34,38 +34,53 @@ _DEVICE_REASONS = {
     Reason.NOT_READY: "device.not-ready",
     Reason.TIMEOUT: "device.not-ready",
 }
-_FAULTS = ("device.missing", "device.not-ready")  # the others only say: could not measure
+_ONLY_UNMEASURED = ("tool.busy", "tool.failed", "tool.permission")  # neither well nor at fault
 
 
 def check_tools(view: View) -> Iterator[Finding]:
     """Every reading without a value, grouped by what was in the way."""
     for host in view.hosts:
+        whole = set()
         for reason, (identifier, severity) in _HOST_REASONS.items():
-            readings = [reading for reading in _of_host(host) if reading.reason is reason]
+            readings = _if_whole_host(host, reason)
             if readings:
+                whole.add(reason)
                 yield _tool_finding(identifier, severity, Where(host=host.host), readings)
         for device in host.devices.values():
-            yield from _device_tools(view, host, device)
+            yield from _device_tools(view, host, device, whole)
 
 
-def _of_host(host: HostFacts) -> Iterator[Reading[Any]]:
-    yield host.mapping
-    yield host.table
-    for device in host.devices.values():
-        yield from (device.health, *device.hccn_readings)
+def _if_whole_host(host: HostFacts, reason: Reason) -> list[Reading[Any]]:
+    """The readings with this reason, if npu-smi itself or every single device has one."""
+    smi = [reading for reading in (host.mapping, host.table) if reading.reason is reason]
+    by_device = [
+        [r for r in (device.health, *device.hccn_readings) if r.reason is reason]
+        for device in host.devices.values()
+    ]
+    if not smi and not all(by_device):
+        return []
+    return [*smi, *(reading for readings in by_device for reading in readings)]
 
 
-def _device_tools(view: View, host: HostFacts, device: DeviceFacts) -> Iterator[Finding]:
+def _device_tools(
+    view: View, host: HostFacts, device: DeviceFacts, whole: set[Reason]
+) -> Iterator[Finding]:
+    """`whole`: reasons that were already said of the host."""
     by_id: dict[str, list[Reading[Any]]] = {}
     for reading in device.hccn_readings:
-        identifier = _DEVICE_REASONS.get(reading.reason) if reading.reason else None
+        if reading.reason is None or reading.reason in whole or _judged_elsewhere(device, reading):
+            continue
+        identifier = _DEVICE_REASONS.get(reading.reason)
+        if reading.reason in _HOST_REASONS:
+            identifier = _HOST_REASONS[reading.reason][0]
         if reading.reason is Reason.UNSUPPORTED and reading in (device.link, device.ip):
             identifier = "tool.failed"  # every product and version must answer these
-        if identifier is not None and not _judged_elsewhere(device, reading):
+        if identifier is not None:
             by_id.setdefault(identifier, []).append(reading)
     for identifier, readings in by_id.items():
-        fault = identifier in _FAULTS
-        severity = view.severity(host.host, device.device) if fault else Severity.UNKNOWN
+        severity = view.severity(host.host, device.device)
+        if severity is Severity.FAIL and identifier in _ONLY_UNMEASURED:
+            severity = Severity.UNKNOWN
         where = Where(host=host.host, device=device.device)
         yield _tool_finding(identifier, severity, where, readings)
 
@@ -130,19 +145,21 @@ def check_health(view: View) -> Iterator[Finding]:
                     got=" ".join((health.status.value, *health.codes, *health.texts[:1])),
                 )
             elif device.health.reason in (Reason.FAILED, Reason.UNPARSABLE):
-                yield _unreadable(host, device, device.health, device.health.detail)
+                yield _unreadable(view, host, device, device.health, device.health.detail)
             elif health is not None and (problem := _row_problem(host, device)):
-                yield _unreadable(host, device, host.table, problem)
+                yield _unreadable(view, host, device, host.table, problem)
 
 
 def _unreadable(
-    host: HostFacts, device: DeviceFacts, reading: Reading[Any], problem: str
+    view: View, host: HostFacts, device: DeviceFacts, reading: Reading[Any], problem: str
 ) -> Finding:
+    counted = view.counts(host.host, device.device)
+    severity = Severity.UNKNOWN if counted else Severity.WARN
     return device_finding(
         "device.unhealthy",
         host,
         device,
-        Severity.UNKNOWN,
+        severity,
         reading,
         expected="a health that can be read",
         got=problem,

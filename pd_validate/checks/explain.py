@@ -49,6 +49,8 @@ RULES = (
     Rule("device.*", ("driver.broken",), same_host),
     Rule("tool.*", ("driver.broken", "device.held"), same_host),
     Rule("tool.*", ("device.missing", "device.not-ready"), same_device),
+    # A few queries only say "failed" for what others of the same device name.
+    Rule("tool.failed", ("tool.busy", "tool.permission"), same_device),
     Rule("device.unhealthy", ("device.missing", "device.not-ready"), same_device),
     Rule("vnic.down", (*_UNUSABLE, "tool.*"), same_device),
     # Link.

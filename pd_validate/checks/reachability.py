@@ -41,6 +41,7 @@ def check_pings(view: View, pings: PingFacts) -> Iterator[Finding]:
     yield from _folded(view, small, "ping.loss", _lossy)
     passed = {_pair(result) for result in small if _complete(result)}
     sized = [result for result in large if _pair(result) in passed]
+    sized += [result for result in small if _too_long(result)]
     yield from _folded(view, sized, "ping.size", lambda result: not _complete(result))
     yield from _planes(small)
     yield from _slow(small)
@@ -55,12 +56,17 @@ def _complete(result: PingResult) -> bool:
     return ping is not None and ping.complete
 
 
+def _too_long(result: PingResult) -> bool:
+    ping = result.reading.value
+    return ping is not None and ping.too_long
+
+
 def _dead(result: PingResult) -> bool:
-    """Nothing came back: also when the tool itself never came back."""
+    """Nothing came back: also when the tool itself never came back. Too long is another fault."""
     ping = result.reading.value
     if ping is None:
         return result.reading.reason in (Reason.TIMEOUT, Reason.LINK_DOWN)
-    return ping.received == 0
+    return ping.received == 0 and not ping.too_long
 
 
 def _lossy(result: PingResult) -> bool:
