@@ -77,10 +77,7 @@ class Instance:
 
     @property
     def takes_requests(self) -> bool:
-        if self.draining:
-            return False
-        state = self.breaker.state
-        return state is State.UP or (state is State.TRIAL and self.in_flight == 0)
+        return not self.draining and self.breaker.state is not State.OUT
 
 
 class Lease:
@@ -171,7 +168,15 @@ class Group:
 
     def pick(self, key: bytes, exclude: Collection[Instance] = ()) -> Instance | None:
         """An instance for a request, or None when none can take it."""
-        candidates = [i for i in self.instances if i.takes_requests and i not in exclude]
+        candidates = [
+            i
+            for i in self.instances
+            if i.takes_requests
+            and i not in exclude
+            and (i.breaker.state is State.UP or i.in_flight == 0)
+        ]
+        if not candidates:  # only instances whose trial is under way are left
+            candidates = [i for i in self.instances if i.takes_requests and i not in exclude]
         if not candidates:
             return None
         self._turn += 1
@@ -186,7 +191,7 @@ class Group:
     @property
     def available(self) -> int:
         """How many instances take requests."""
-        return sum(1 for i in self.instances if not i.draining and i.breaker.state is not State.OUT)
+        return sum(1 for i in self.instances if i.takes_requests)
 
     def came_up(self) -> None:
         """An instance takes requests again: wakes `wait_up`."""

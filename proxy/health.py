@@ -47,13 +47,14 @@ class Prober:
         if not problem:
             instance.probe_failures = 0
             breaker.probed(now)
-            if before is State.OUT and breaker.state is State.TRIAL:
-                print(f"{group.role.noun} {instance.name} is on trial", file=sys.stderr)
+            if before is State.OUT and breaker.state is not State.OUT:
+                word = "is back" if breaker.state is State.UP else "is on trial"
+                print(f"{group.role.noun} {instance.name} {word}", file=sys.stderr)
                 group.came_up()
             return
         instance.probe_failures += 1
         if refused or instance.probe_failures >= self._config.probe_failures:
-            breaker.probe_failed(now, problem)
+            breaker.unreachable(now, problem)
             if before is not State.OUT:
                 print(f"{group.role.noun} {instance.name} is taken out: {problem}", file=sys.stderr)
 

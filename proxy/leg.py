@@ -10,15 +10,14 @@ from proxy.upstream import Answer, Cause, Connection, UpstreamError
 
 
 class Leg:
-    """Knows its connection and its answer, so that it can be given up well."""
+    """Knows its connection, so that it can be given up well."""
 
-    __slots__ = ("_answer", "connection", "instance", "lease")
+    __slots__ = ("connection", "instance", "lease")
 
     def __init__(self, instance: Instance, tokens: int) -> None:
         self.instance = instance
         self.connection: Connection | None = None  # None: the engine has seen nothing
         self.lease = Lease(instance, tokens)
-        self._answer: asyncio.Future[Answer] | None = None
 
     async def run(
         self, request: bytes, *, limit: float, gap: float = 0.0, job: Job | None = None
@@ -32,14 +31,16 @@ class Leg:
         connection = await pool.connection()
         while True:
             self.connection = connection
-            self._answer = connection.send(request, limit=limit, gap=gap, sink_for=sink_for)
             try:
-                answer = await self._answer
+                answer = await connection.send(request, limit=limit, gap=gap, sink_for=sink_for)
             except UpstreamError as error:
                 if error.cause is not Cause.RESET or not connection.stale:
                     raise
-                self.connection = None
-                connection = await pool.connection(fresh=True)
+                # Still counts as seen: if no connection can be made now, it was no idle close.
+                try:
+                    connection = await pool.connection(fresh=True)
+                except UpstreamError:
+                    raise error from None
                 continue
             pool.give_back(connection)
             return answer
@@ -47,23 +48,10 @@ class Leg:
     def rest(self) -> asyncio.Future[Answer]:
         """The answer, after the task that awaited `run()` was cancelled.
 
-        It may have come in the same moment. Call it before anything else can run.
+        Call it before anything else can run.
         """
         assert self.connection is not None
-        if self._answer is not None and self._answer.done() and not self._answer.cancelled():
-            return self._answer
         return self.connection.rest()
-
-    @property
-    def complete(self) -> bool:
-        """The whole answer is there."""
-        answer = self._answer
-        return (
-            answer is not None
-            and answer.done()
-            and not answer.cancelled()
-            and answer.exception() is None
-        )
 
     def end(self) -> None:
         """Close what is open and give the load back."""

@@ -16,7 +16,7 @@ from aiohttp.web_protocol import RequestHandler
 from proxy.accesslog import AccessLog
 from proxy.admission import Admission
 from proxy.balancer import POLICIES, Address, Group, Instance, Role
-from proxy.breaker import Breaker, State
+from proxy.breaker import Breaker
 from proxy.codec import dumps
 from proxy.config import Config
 from proxy.errors import ProxyError
@@ -110,6 +110,16 @@ class Proxy:
         instance = Instance(role, address, pool, Breaker(config.failures))
         self.group(role).instances.append(instance)
         return instance
+
+    @property
+    def cleaning_up(self) -> int:
+        """Requests whose client is gone and whose engines are still being freed."""
+        return self._service.cleaning_up
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return self._admission.waiting
 
     def group(self, role: Role) -> Group:
         return self.prefillers if role is Role.PREFILL else self.decoders
@@ -272,19 +282,19 @@ class Proxy:
         lines += gauge(
             "pd_proxy_in_flight", "Requests being served.", (), [((), self._admission.in_service)]
         )
-        lines += gauge("pd_proxy_queued", "Requests waiting.", (), [((), self._admission.waiting)])
+        lines += gauge("pd_proxy_queued", "Requests waiting.", (), [((), self.waiting)])
         lines += gauge(
             "pd_proxy_cleaning_up",
             "Requests whose client is gone and whose engines are still being freed.",
             (),
-            [((), self._service.cleaning_up)],
+            [((), self.cleaning_up)],
         )
         instances = (*self.prefillers.instances, *self.decoders.instances)
         labels = ("role", "instance")
         for name, text, value in (
             ("in_flight", "Requests in flight.", lambda i: i.in_flight),
             ("load_tokens", "Tokens of the requests in flight.", lambda i: i.tokens),
-            ("up", "1: takes requests; 0: taken out or draining.", _is_up),
+            ("up", "1: takes requests; 0: out or draining.", lambda i: int(i.takes_requests)),
         ):
             rows = [((i.role, i.name), value(i)) for i in instances]
             lines += gauge(f"pd_proxy_instance_{name}", text, labels, rows)
@@ -296,10 +306,6 @@ class Proxy:
         )
         body = ("\n".join(lines) + "\n").encode()
         return write_answer(request, 200, b"text/plain; version=0.0.4; charset=utf-8", b"", body)
-
-
-def _is_up(instance: Instance) -> int:
-    return int(not instance.draining and instance.breaker.state is not State.OUT)
 
 
 def _write_json(request: web.BaseRequest, status: int, body: Any) -> Written:

@@ -295,13 +295,15 @@ class Service:
         if connection is None:
             leg.lease.release()
             self._release_soon(job, handoff)
-        elif handoff is None or leg.complete or connection.answer_begun:
+        elif handoff is None or (job.stream is not None and job.stream.started):
             leg.end()
         else:
             job.owns_id = False
-            self._spawn(self._end_decode(job, leg), handoff.request_id)
+            self._spawn(self._end_decode(job, leg, leg.rest(), handoff), handoff.request_id)
 
-    async def _end_decode(self, job: Job, leg: Leg) -> None:
+    async def _end_decode(
+        self, job: Job, leg: Leg, rest: asyncio.Future[Answer], handoff: Handoff
+    ) -> None:
         # A decoder frees the prefiller's KV for requests that its scheduler knows, also
         # when they are aborted. A request that is aborted before that is forgotten
         # together with its KV.
@@ -309,9 +311,20 @@ class Service:
         seconds = FIRST_EVENT_SECONDS if job.ask.stream else self._config.handover_seconds
         try:
             await leg.connection.wait_begun(seconds)
-            self._metrics.kv_released.add("admitted-then-aborted")
+            answer = await rest if rest.done() else None
+        except UpstreamError:
+            self._metrics.kv_left.add("decoder-failed")
+            return
         finally:
+            rest.cancel()
             leg.end()
+        status = 200 if answer is None else answer.head.status
+        if 400 <= status < 500 or status == 503:
+            await self._release(job, handoff)
+        elif status != 200 or (job.stream is not None and job.stream.failed_at_once):
+            self._metrics.kv_left.add("decoder-failed")
+        else:
+            self._metrics.kv_released.add("admitted-then-aborted")
 
     # -- KV that nobody wants any more
 
@@ -418,7 +431,7 @@ class Service:
 def _why_not(instance: Instance) -> str:
     if instance.draining:
         return "draining"
-    return instance.breaker.reason or "busy with a trial request"
+    return instance.breaker.reason or "failed for this request"
 
 
 def _is_json_object(body: bytes) -> bool:

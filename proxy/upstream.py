@@ -18,6 +18,8 @@ from proxy.http1 import MAX_HEAD, ChunkScanner, Head, ProtocolError, frame, pars
 # uvicorn closes idle connections after 5 s; ours are given up earlier, so that a request
 # is rarely sent into a closing one.
 IDLE_SECONDS = 4.0
+# An engine's answer to a request on a connection that it had closed comes within a round trip.
+STALE_SECONDS = 1.0
 MAX_ANSWER = 256 * 1024 * 1024  # bytes of an answer held in memory
 
 
@@ -89,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._sink_for: SinkFor | None = None
         self._answered = False  # any byte of an answer has arrived
         self._paused = False
+        self._outcome: Answer | UpstreamError | None = None
 
     # -- an exchange
 
@@ -114,11 +117,6 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return answer
 
-    @property
-    def answer_begun(self) -> bool:
-        """The first event of a stream, or the whole answer, has arrived."""
-        return self._answer is None or self._held > 0
-
     async def wait_begun(self, seconds: float) -> None:
         """Wait until the answer has begun or the connection has ended, at most `seconds`."""
         if self._answer is None or self._held > 0 or self._transport is None:
@@ -127,10 +125,15 @@ class Connection(asyncio.Protocol):
         await asyncio.wait((self._first_data,), timeout=seconds)
 
     def rest(self) -> asyncio.Future[Answer]:
-        """A new future for the exchange that is under way, after `send()`'s was cancelled."""
+        """A new future for the exchange after `send()`'s was cancelled.
+
+        The answer may have come between the cancellation and this call.
+        """
         future = self._loop.create_future()
-        if self._answer is None or self._transport is None:
-            future.set_exception(UpstreamError(Cause.RESET, "the connection has ended"))
+        if isinstance(self._outcome, Answer):
+            future.set_result(self._outcome)
+        elif self._outcome is not None:
+            future.set_exception(self._outcome)
         else:
             self._answer = future
         return future
@@ -288,8 +291,9 @@ class Connection(asyncio.Protocol):
             self.close()
         if self._first_data is not None and not self._first_data.done():
             self._first_data.set_result(None)
+        self._outcome = Answer(head, body, streamed)
         if answer is not None and not answer.done():
-            answer.set_result(Answer(head, body, streamed))
+            answer.set_result(self._outcome)
 
     def _fail(self, error: UpstreamError) -> None:
         answer = self._answer
@@ -298,13 +302,15 @@ class Connection(asyncio.Protocol):
         self.close()
         if self._first_data is not None and not self._first_data.done():
             self._first_data.set_result(None)
+        self._outcome = error
         if answer is not None and not answer.done():
             answer.set_exception(error)
 
     @property
     def stale(self) -> bool:
-        """It was closed under a reused connection's request before any byte came back."""
-        return self.used > 1 and not self._answered
+        """A reused connection ended at once under its request: it had been closed before."""
+        at_once = self._loop.time() - self.since < STALE_SECONDS
+        return self.used > 1 and not self._answered and at_once
 
 
 class Watch:

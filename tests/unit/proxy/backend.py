@@ -33,6 +33,7 @@ class Fault:
 
     delay: float = 0.0  # before anything else happens (a prompt being computed)
     status: int = 0  # answer this at once, with `body`
+    above_tokens: int = 0  # `status` only for requests of more tokens than this
     body: bytes = b'{"error": {"message": "engine says no", "code": 0}}'
     reset: str = ""  # "start": before anything, "head": after the head, "middle": in the text
     bad_json: bool = False
@@ -78,7 +79,14 @@ class Engine:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._http = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._http = web.Server(
+            self._handle,
+            handler_cancellation=True,
+            access_log=None,
+            request_factory=lambda *parts: web.BaseRequest(
+                *parts, loop, client_max_size=64 * 1024 * 1024
+            ),
+        )
         self._server = await loop.create_server(self._http, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         self.peers[self.port] = self
@@ -121,12 +129,20 @@ class Engine:
         try:
             response = await self._serve(request, headers["x-request-id"], body, fault)
         except asyncio.CancelledError:
-            self.aborted += 1
+            self._abort(headers["x-request-id"])
             raise
+        except ConnectionError:  # the same, noticed by writing
+            self._abort(headers["x-request-id"])
+            return web.Response()
         finally:
             self.running -= 1
         self.finished += 1
         return response
+
+    def _abort(self, request_id: str) -> None:
+        """As an engine does: what it holds for a request goes when the request is aborted."""
+        self.aborted += 1
+        self.kv.pop(request_id, None)
 
     async def _serve(
         self, request: web.BaseRequest, request_id: str, body: dict[str, Any], fault: Fault
@@ -134,7 +150,7 @@ class Engine:
         if fault.reset == "start":
             return _reset(request)
         await asyncio.sleep(fault.delay)
-        if fault.status:
+        if fault.status and (body.get("max_tokens") or 16) > fault.above_tokens:
             return web.Response(
                 status=fault.status, body=fault.body, content_type="application/json"
             )
@@ -250,8 +266,13 @@ class Engine:
             await response.write(data[: len(data) // 2] if fault.reset == "middle" else b"")
             assert request.transport is not None
             request.transport.close()
-            return response
-        return web.Response(body=data, content_type="application/json")
+            raise ConnectionResetError  # the engine aborts its own request
+        response = web.StreamResponse(
+            headers={"Content-Length": str(len(data)), "Content-Type": "application/json"}
+        )
+        await response.prepare(request)
+        await response.write(data)  # raises if the client is gone
+        return response
 
 
 def _reset(request: web.BaseRequest) -> web.StreamResponse:
