@@ -60,7 +60,7 @@ _KINDS = (
         Layer.LINK,
         meaning="The RoCE port of the NPU has no carrier.",
         fix="Check cable, optical module and switch port of this NPU.",
-        evidence="`hccn_tool -i <npu> -link -g` says `link status: DOWN`, or another query ends with `Execute failed: Link status is down.`",
+        evidence="`hccn_tool -i <npu> -link -g` says `link status: DOWN`, or ends with `Link status is down.` on stderr.",
     ),
     Kind(
         "link.flapping",
@@ -452,7 +452,7 @@ _KINDS = (
         Layer.HOST,
         meaning="A variable's value is outside what works.",
         fix="Correct the value.",
-        evidence="The same.",
+        evidence="The variables an instance will get, against the ranges in checks/environment.py.",
     ),
     Kind(
         "ranktable.missing",
