@@ -35,7 +35,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
-from connector import caches, compat
+from connector import backport, caches, compat
 from connector.caches import KVCache
 from connector.digest import Plane, digest_blocks, measure_cpu_packing, planes, size_of
 from connector.errors import ConnectorConfigError
@@ -162,6 +162,7 @@ class AuditConnector(ForwardingConnector):  # type: ignore[misc]  # made above, 
         self._next = AuditMetadata(None)
         self._worker: AuditWorker | None = None
         self._invalid: set[int] = set()
+        self._lost: set[str] = set()
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> Any:
@@ -261,6 +262,10 @@ class AuditConnector(ForwardingConnector):  # type: ignore[misc]  # made above, 
         if compat.REPORTS_LOAD_FAILURES:
             # Asked for here, because a failed load must not be recorded as received.
             self._invalid |= self._inner.get_block_ids_with_load_errors()
+        else:
+            self._lost |= backport.failures(sent)
+            failed |= self._lost & received
+            self._lost -= received
         if self._worker is None:
             return sent, received, failed
         return self._worker.results(sent, received, failed, self._invalid)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
 from connector import compat
+from connector.backport import FailureReports
 from connector.config import Environment, Settings
 from connector.errors import ConnectorConfigError
 from connector.scheduler import SchedulerHalf, StepMetadata
@@ -43,6 +44,7 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
         self._worker: Worker | None = None
         self._idle = True
         self._invalid: set[int] = set()
+        self._failure_reports: FailureReports | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerHalf(
                 vllm_config, ROLES[transfer.kv_role], environment.rpc_port
@@ -51,7 +53,9 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
             # Only workers need CANN's library; the scheduler's process must not load it.
             from connector.worker import make_worker
 
-            self._worker = make_worker(vllm_config, kv_cache_config, settings, environment)
+            self._worker = worker = make_worker(vllm_config, kv_cache_config, settings, environment)
+            if not compat.REPORTS_LOAD_FAILURES:
+                self._failure_reports = FailureReports(worker.tp_rank, worker.tp_size)
 
     # ---- scheduler
 
@@ -112,9 +116,14 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
         """Decoders pull; nothing is pushed."""
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        sent, received, invalid = self.worker.results(self._idle)
-        self._invalid |= invalid
-        return sent or None, received or None
+        results = self.worker.results(self._idle)
+        self._invalid |= results.invalid_blocks
+        if self._failure_reports is not None:
+            marks, results.received = self._failure_reports.results(
+                results.received, results.failed
+            )
+            results.sent |= marks
+        return results.sent or None, results.received or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         invalid, self._invalid = self._invalid, set()

@@ -15,7 +15,7 @@ from uuid import uuid4
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 from vllm.v1.request import RequestStatus
 
-from connector import compat
+from connector import backport, compat
 from connector.config import base_port
 from connector.steps import LoadPlan, Remote, Step
 
@@ -44,6 +44,10 @@ class SchedulerHalf:
         self._loading: set[str] = set()
         self._aborted: set[str] = set()
         self._held: set[str] = set()
+        self._failed: set[str] = set()
+        self._recompute: set[str] = set()
+        if not compat.REPORTS_LOAD_FAILURES:
+            backport.recompute_failed_loads(self.take_failed)
 
     # ---- decoder
 
@@ -173,24 +177,32 @@ class SchedulerHalf:
         metadata.idle = scheduled_tokens == 0
         return metadata
 
-    def output(self, output: Any) -> set[str]:
+    def output(self, output: Any) -> None:
         """Results of the workers, before vLLM looks at them.
 
         Blocks of a request that was aborted during its load are freed as a finished *send*:
         every vLLM version frees those, only later ones expect a finished load of a request
         that is no longer waiting. Ids of no request of ours are taken out, since vLLM ends
-        the engine at a finished id it does not know. Returns ids of loads that have ended.
+        the engine at a finished id it does not know.
         """
         received = set(output.finished_recving or ())
         sent = set(output.finished_sending or ())
+        self._failed |= backport.failures(sent) & self._loading
         ended = received & self._loading
         aborted = ended & self._aborted
+        failed = (ended & self._failed) - aborted
         known = (sent & self._held) | aborted
         self._loading -= ended
-        self._aborted -= aborted
+        self._aborted -= ended
+        self._failed -= ended
+        self._recompute |= failed
         self._held -= sent
-        compat.set_kv_finished(output, sending=known, recving=ended - aborted)
-        return ended
+        compat.set_kv_finished(output, sending=known, recving=ended - aborted - failed)
+
+    def take_failed(self) -> set[str]:
+        """Ended loads that failed and that vLLM cannot be told of (connector.backport)."""
+        failed, self._recompute = self._recompute, set()
+        return failed
 
 
 def _remote(request: Any) -> Remote:

@@ -44,3 +44,17 @@ class Step:
     """Finished requests to keep for a decoder, with their number of blocks."""
     releases: set[str] = field(default_factory=set)
     """Held requests that no decoder will take."""
+
+
+@dataclass
+class Results:
+    """What a worker has to report after a step."""
+
+    sent: set[str] = field(default_factory=set)
+    """Held requests whose blocks may be freed."""
+    received: set[str] = field(default_factory=set)
+    """Loads that have ended, well or not."""
+    failed: set[str] = field(default_factory=set)
+    """Those of them that failed."""
+    invalid_blocks: set[int] = field(default_factory=set)
+    """The blocks that these were to fill."""

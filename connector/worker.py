@@ -35,7 +35,7 @@ from connector.protocol import (
     Release,
 )
 from connector.ranktable import Agent, local_agent, read_agents
-from connector.steps import LoadPlan, Remote, Step
+from connector.steps import LoadPlan, Remote, Results, Step
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
@@ -125,8 +125,8 @@ class Worker:
     def start_loads(self, metadata: Step) -> None:
         """Start pulls; returns at once."""
 
-    def results(self, idle: bool) -> tuple[set[str], set[str], set[int]]:
-        """Ids whose blocks may be freed, ids whose load has ended, blocks that did not load."""
+    def results(self, idle: bool) -> Results:
+        """What has ended since the last call; waits a little if the engine is `idle`."""
         raise NotImplementedError
 
 
@@ -196,7 +196,7 @@ class PrefillWorker(Worker):
         for request_id in metadata.releases:
             self._holds.release(request_id)
 
-    def results(self, idle: bool) -> tuple[set[str], set[str], set[int]]:
+    def results(self, idle: bool) -> Results:
         if idle and self._holds.totals()[0]:
             self._holds.changed.wait(IDLE_WAIT)
         self._holds.changed.clear()
@@ -210,7 +210,7 @@ class PrefillWorker(Worker):
             self._reported = now
             self.metrics.held(*self._holds.totals())
             self._links.drop_silent()
-        return set(ended), set(), set()
+        return Results(sent=set(ended))
 
 
 class DecodeWorker(Worker):
@@ -220,8 +220,7 @@ class DecodeWorker(Worker):
         self._lock = threading.Lock()
         self._peers: dict[tuple[str, int], Peer] = {}
         self._running: dict[str, Load] = {}
-        self._ended: set[str] = set()
-        self._invalid: set[int] = set()
+        self._results = Results()
         self._changed = threading.Event()
         if self.settings.prelink:
             for host, port in self._prelink_peers():
@@ -306,19 +305,19 @@ class DecodeWorker(Worker):
     def _done(self, load: Load, error: TransferError | None) -> None:
         with self._lock:
             self._running.pop(load.request_id, None)
-            self._ended.add(load.request_id)
+            self._results.received.add(load.request_id)
             if error is not None:
-                self._invalid.update(load.local_blocks)
+                self._results.failed.add(load.request_id)
+                self._results.invalid_blocks.update(load.local_blocks)
         self._changed.set()
 
-    def results(self, idle: bool) -> tuple[set[str], set[str], set[int]]:
+    def results(self, idle: bool) -> Results:
         if idle and self._running:
             self._changed.wait(IDLE_WAIT)
         self._changed.clear()
         with self._lock:
-            ended, self._ended = self._ended, set()
-            invalid, self._invalid = self._invalid, set()
-        return set(), ended, invalid
+            results, self._results = self._results, Results()
+        return results
 
 
 def _synchronize_device() -> None:

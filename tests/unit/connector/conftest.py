@@ -5,6 +5,7 @@ Workers are played by the tests: they decide what a step reports.
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,24 @@ from vllm.config import (
     VllmConfig,
 )
 from vllm.sampling_params import SamplingParams
-from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
+
+try:
+    from vllm.utils.hashing import sha256
+except ImportError:  # 0.10.1.1, the guide's version, which these tests run on too
+    from vllm.utils import sha256
+
+
+def accepted(make: Any, **options: Any) -> Any:
+    """Call with those options that this vLLM's version of `make` has."""
+    known = inspect.signature(make).parameters
+    return make(**{name: value for name, value in options.items() if name in known})
+
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 100
@@ -96,14 +108,16 @@ class Engine:
             cache_config=CacheConfig(
                 block_size=BLOCK_SIZE, cache_dtype="auto", enable_prefix_caching=prefix_caching
             ),
-            scheduler_config=SchedulerConfig(
+            scheduler_config=accepted(
+                SchedulerConfig,
                 max_num_seqs=16,
                 max_num_batched_tokens=2048,
                 max_model_len=2048,
                 is_encoder_decoder=False,
             ),
             device_config=DeviceConfig("cpu"),
-            kv_transfer_config=KVTransferConfig(
+            kv_transfer_config=accepted(
+                KVTransferConfig,
                 kv_connector=connector,
                 kv_connector_module_path=module,
                 kv_role=role,
@@ -113,10 +127,17 @@ class Engine:
             ),
         )
         config.cache_config.num_gpu_blocks = NUM_BLOCKS
-        spec = FullAttentionSpec(
-            block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32
+        spec = accepted(
+            FullAttentionSpec,
+            use_mla=False,
+            sliding_window=None,
+            block_size=BLOCK_SIZE,
+            num_kv_heads=1,
+            head_size=1,
+            dtype=torch.float32,
         )
-        self.scheduler = Scheduler(
+        self.scheduler = accepted(
+            Scheduler,
             vllm_config=config,
             kv_cache_config=KVCacheConfig(
                 num_blocks=NUM_BLOCKS,
@@ -136,7 +157,12 @@ class Engine:
         sampling_params = SamplingParams(**{"max_tokens": 1, **sampling})
         sampling_params.update_from_generation_config({}, EOS)
         sampling_params.extra_args = {"kv_transfer_params": params} if params else None
-        request = Request(
+        request = accepted(
+            Request,
+            multi_modal_kwargs=None,
+            multi_modal_hashes=None,
+            multi_modal_placeholders=None,
+            eos_token_id=EOS,
             request_id=request_id,
             prompt_token_ids=tokens,
             sampling_params=sampling_params,
@@ -156,14 +182,17 @@ class Engine:
         """One engine step; every scheduled request gets `token`. Returns metadata and outputs."""
         scheduled = self.scheduler.schedule()
         ids = list(scheduled.num_scheduled_tokens)
-        runner = ModelRunnerOutput(
+        runner = accepted(
+            ModelRunnerOutput,
+            spec_token_ids=None,
             req_ids=ids,
             req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
             sampled_token_ids=[[token] for _ in ids],
             logprobs=None,
             prompt_logprobs_dict={},
             pooler_output=[],
-            kv_connector_output=KVConnectorOutput(
+            kv_connector_output=accepted(
+                KVConnectorOutput,
                 finished_sending=set(sent) or None,
                 finished_recving=set(received) or None,
                 invalid_block_ids=set(invalid),

@@ -28,7 +28,7 @@ if SITE not in sys.path:
 import torch  # noqa: E402  after the path, like everything that the fork server preloads
 
 from connector.config import Environment, Settings  # noqa: E402
-from connector.steps import LoadPlan, Remote, Step  # noqa: E402
+from connector.steps import LoadPlan, Remote, Results, Step  # noqa: E402
 from connector.worker import DecodeWorker, Identity, PrefillWorker  # noqa: E402
 
 BLOCKS = 32
@@ -148,7 +148,7 @@ class Rank:
     def refuse(self, remote: Remote) -> None:
         self._worker.start_loads(Step("d", idle=True, refused=[remote]))
 
-    def results(self) -> tuple[set[str], set[str], set[int]]:
+    def results(self) -> Results:
         return self._worker.results(idle=True)
 
     def metrics(self, name: str) -> float:

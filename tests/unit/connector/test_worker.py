@@ -107,17 +107,18 @@ def wait_for_load(d: RankProcess, request_id: str = "d-1", seconds: float = 10) 
     lost: set[int] = set()
 
     def ended() -> bool:
-        sent, received, invalid = d.results()
-        assert sent == set()
-        lost.update(invalid)
-        return request_id in received
+        results = d.results()
+        assert results.sent == set()
+        assert results.failed <= results.received
+        lost.update(results.invalid_blocks)
+        return request_id in results.received
 
     until(ended, seconds)
     return lost
 
 
 def freed(p: RankProcess, seconds: float = 5) -> set[str]:
-    return until(lambda: p.results()[0], seconds)
+    return until(lambda: p.results().sent, seconds)
 
 
 class TestPull:
@@ -143,9 +144,9 @@ class TestPull:
         for i in ids:
             d.load(i, plan(port, blocks=1, request=i))
         ended: set[str] = set()
-        until(lambda: ended.update(d.results()[1]) or len(ended) == 20)
+        until(lambda: ended.update(d.results().received) or len(ended) == 20)
         done: set[str] = set()
-        until(lambda: done.update(p.results()[0]) or len(done) == 20)
+        until(lambda: done.update(p.results().sent) or len(done) == 20)
         assert d.metrics("pd_kv_pulls_total") == 20
 
     def test_announcement_may_come_after_the_question(self, start: Start, port: int) -> None:
@@ -186,7 +187,7 @@ class TestPull:
         p.announce("run", {"p-1": 3})
         assert load(ds[0], plan(port)) == set()
         time.sleep(0.1)
-        assert p.results()[0] == set(), "rank 1 has not pulled yet"
+        assert p.results().sent == set(), "rank 1 has not pulled yet"
         assert load(ds[1], plan(port)) == set()
         assert freed(p) == {"p-1"}
 
@@ -348,7 +349,7 @@ class TestRelease:
         assert freed(p) == {"p-1"}
         assert load(d, plan(port)) == {20, 18, 16}, "gone"
         time.sleep(0.2)
-        assert p.results()[0] == set()
+        assert p.results().sent == set()
 
 
 class TestListener:
