@@ -63,7 +63,7 @@ _FAILURES: tuple[tuple[str, Reason], ...] = (
 )
 
 
-def _parse(output: Output, read: Callable[[str], T | None]) -> Reading[T]:
+def parse_with(output: Output, read: Callable[[str], T | None]) -> Reading[T]:
     """The order in which an answer is judged: clear refusals, the value, failures, the rest.
 
     `read` gets both streams without the tool's log warning and returns None if the
@@ -103,7 +103,7 @@ def parse_link(output: Output) -> Reading[bool]:
         match = re.search(r"^link status:\s*(UP|DOWN)\s*$", text, re.M)
         return None if match is None else match[1] == "UP"
 
-    reading = _parse(output, read)
+    reading = parse_with(output, read)
     if reading.reason is Reason.LINK_DOWN:  # -ENOLINK from the device, exit 22
         return measured(False, output)
     return reading
@@ -147,7 +147,7 @@ def parse_link_stat(output: Output) -> Reading[LinkHistory]:
             changes,
         )
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 _CTIME = r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}"
@@ -171,7 +171,7 @@ def parse_speed(output: Output) -> Reading[int | str]:
             return None
         return "Unknown" if match[2] or int(match[1]) < 0 else int(match[1])
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 def parse_duplex(output: Output) -> Reading[str]:
@@ -181,7 +181,7 @@ def parse_duplex(output: Output) -> Reading[str]:
         match = re.search(r"^Duplex:\s*(\w+)", text, re.M)
         return None if match is None else match[1]
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def parse_lldp(output: Output) -> Reading[Neighbour]:
             _int(frame),
         )
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def parse_optical(output: Output) -> Reading[Optics]:
 
     if "Optical module is not present." in output.text:
         return measured(Optics(present=False), output)
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 def _hex(text: str | None) -> int | None:
@@ -296,7 +296,7 @@ def parse_net_health(output: Output) -> Reading[NetHealth]:
         word = "Socket fail" if match[1] == "Socket failed" else match[1]
         return NetHealth(word) if word in set(NetHealth) else None
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 Address = IPv4Interface | IPv6Interface
@@ -332,7 +332,7 @@ def parse_ip(output: Output) -> Reading[Addresses]:
 
     if re.search(r"Get ip(conf)? failed, because no ip was preset there!", output.text):
         return measured(Addresses(), output)
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 def _interface(host: str, mask: str) -> Address | None:
@@ -369,7 +369,7 @@ def parse_gateway(output: Output) -> Reading[Gateway]:
 
     if "Get gateway failed, because no gateway was preset there!" in output.text:
         return measured(Gateway(None), output)
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,7 @@ def parse_netdetect(output: Output) -> Reading[Netdetect]:
         unset = not match[1] or ip_address(match[1]).is_unspecified
         return Netdetect(None if unset else match[1])
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 def parse_mtu(output: Output) -> Reading[int]:
@@ -398,7 +398,7 @@ def parse_mtu(output: Output) -> Reading[int]:
     def read(text: str) -> int | None:
         return _int(re.search(r"^mtu\s*:\s*(\d+)\s*$", text, re.M))
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 @dataclass(frozen=True)
@@ -424,7 +424,7 @@ def parse_tls(output: Output) -> Reading[Tls]:
 
     if "No certificate found, please set certs firstly!" in output.text:
         return measured(Tls(None), output)
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 @dataclass(frozen=True)
@@ -447,7 +447,7 @@ def parse_vnic(output: Output) -> Reading[Vnic]:
         address = _interface(host[1], mask[1])
         return None if address is None else Vnic(link[1] == "UP", address)
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 # --- reachability -------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def parse_ping(output: Output) -> Reading[Ping]:
             too_long="Message too long" in text,
         )
 
-    reading = _parse(output, read)
+    reading = parse_with(output, read)
     if reading.reason in (Reason.UNPARSABLE, Reason.FAILED):
         no_route = "Destination Host Unreachable" in output.text
         too_long = "Message too long" in output.text
@@ -535,7 +535,7 @@ def parse_hccs_ping(output: Output) -> Reading[Ping]:
         received = min(int(summary[2]), len(times)) if packets else int(summary[2])
         return Ping(int(summary[1]), received, tuple(times), bad_plane=planes)
 
-    return _parse(output, read)
+    return parse_with(output, read)
 
 
 _PACKET = re.compile(r"^recv seq=\d+,\s*time=([\d.]+)\s*ms", re.M)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from ipaddress import ip_interface
 from itertools import pairwise
@@ -28,6 +27,7 @@ from pd_validate.facts import hccn, npu_smi
 from pd_validate.facts.hccn_conf import HccnConf, parse_conf
 from pd_validate.facts.reading import Output, Reading, Reason, failed, measured, not_read, refusal
 from pd_validate.hosts.api import Commands
+from pd_validate.hosts.fleet import in_parallel
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import RPC_IP, InstanceLaunch, LaunchPlan, Process
 from pd_validate.spec.profiles import devices_of, profile_of
@@ -362,16 +362,13 @@ def read_cluster(
 
 def each_host(names: Iterable[str], work: Callable[[str], T]) -> dict[str, T | HostFailure]:
     """Run `work` for every host in parallel; a lab error of one host becomes its failure."""
-    hosts = list(names)
-
-    def one(host: str) -> T | HostFailure:
-        try:
-            return work(host)
-        except LabError as error:
-            return HostFailure(host, failure_id(error), str(error))
-
-    with ThreadPoolExecutor(max_workers=max(1, len(hosts)), thread_name_prefix="read") as pool:
-        return dict(zip(hosts, pool.map(one, hosts), strict=True))
+    results = in_parallel({host: partial(work, host) for host in names})
+    return {
+        host: HostFailure(host, failure_id(result), str(result))
+        if isinstance(result, LabError)
+        else result
+        for host, result in results.items()
+    }
 
 
 def failure_id(error: LabError) -> str:

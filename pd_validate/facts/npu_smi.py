@@ -42,14 +42,14 @@ def _parse(output: Output, read: Callable[[str], T | None]) -> Reading[T]:
     refused = refusal(output, _REFUSALS)
     if refused is not None:
         return refused
+    if output.text.lstrip().startswith("Usage:"):
+        # Seen for `-t health` when the device reports a value outside the known ones.
+        return failed(Reason.FAILED, output, "npu-smi printed its usage page instead of an answer")
     value = read(output.text)
     if value is not None:
         return measured(value, output)
     if not output.text.strip():
         return failed(Reason.FAILED, output, f"no output, exit {output.exit_code}")
-    if output.text.lstrip().startswith("Usage:"):
-        # Seen for `-t health` when the device reports a value outside the known ones.
-        return failed(Reason.FAILED, output, "npu-smi printed its usage page instead of an answer")
     return failed(Reason.UNPARSABLE, output, f"not understood: {first_line(output.text)}")
 
 
@@ -287,7 +287,17 @@ def _processes(text: str) -> list[Process]:
     return found
 
 
+def parse_fields(output: Output) -> Reading[tuple[tuple[str, str], ...]]:
+    """`key : value` lines of -t board, usages, common and others; keys repeat per chip."""
+
+    def read(text: str) -> tuple[tuple[str, str], ...] | None:
+        pairs = re.findall(r"^\s*([A-Za-z][^:\n]*?)\s*:[ \t]*(.*?)\s*$", text, re.M)
+        return tuple(pairs) or None
+
+    return _parse(output, read)
+
+
 def firmware_version(output: Output) -> str | None:
     """`npu-smi info -t board -i <card>`; None if the card does not tell it."""
-    match = re.search(r"^\s*Firmware Version\s*:\s*(\S+)", output.stdout, re.M)
-    return None if match is None or match[1] == "NA" else match[1]
+    version = dict(parse_fields(output).value or ()).get("Firmware Version")
+    return None if version == "NA" else version
