@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,22 +20,16 @@ from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster, Host, Ssh
 from pd_validate.spec.profiles import devices_of, profile_of
 from twin.fabric import Product, healthy_cluster
-from twin.faults import write_engine_faults
+from twin.faults import break_host, environment_of, write_engine_faults
 from twin.hosts import TwinHost, TwinHosts, TwinHostSpec
 from twin.model import make_model
-from twin.scenario import FileFault, ListenFault, Scenario, SshFault, check_names
+from twin.scenario import Scenario, check_names
 
 PROJECT = Path(__file__).parent.parent
 CLUSTERS = PROJECT / "clusters"
 DEFAULT_CLUSTER = CLUSTERS / "twin-1p2d.yaml"
-
-# A foreign process of a scenario: listens until its standard input closes.
-_LISTENER = """
-import socket, sys
-server = socket.create_server((sys.argv[1], int(sys.argv[2])))
-print("listening", flush=True)
-sys.stdin.read()
-"""
+# Another loopback network for all hosts, so that several twins can run at once.
+NETWORK_VARIABLE = "PD_TWIN_NETWORK"
 
 
 def cache_directory() -> Path:
@@ -73,6 +65,7 @@ class TwinCluster:
         scenario = scenario or Scenario()
         model = cache_directory() / "tiny-qwen3-moe"
         described = load_cluster(file, environ={"PD_TWIN_MODEL": str(model), **os.environ})
+        described = _moved(described, os.environ.get(NETWORK_VARIABLE))
         make_model(described.model.path)
         product = Product(profile_of(described).product)
         fabric = healthy_cluster(
@@ -87,12 +80,15 @@ class TwinCluster:
             state = root / "state"
             fabric.write(state)
             write_engine_faults(state, scenario)
-            specs = [_host_spec(described, name, scenario) for name in described.hosts]
+            specs = [
+                _host_spec(described, name, environment_of(scenario, name, root / name))
+                for name in described.hosts
+            ]
             hosts = TwinHosts.start(specs, root=root, state=state)
             undo.callback(hosts.stop)
             for name, host in hosts.hosts.items():
                 _install_engine(host)
-                _apply_host_faults(scenario, name, hosts, undo)
+                break_host(scenario, name, hosts, undo)
             cluster = _reachable(described, hosts.hosts)
             return cls(cluster, hosts, state, undo.pop_all())
 
@@ -112,13 +108,27 @@ class TwinCluster:
         self.stop()
 
 
-def _host_spec(cluster: Cluster, name: str, scenario: Scenario) -> TwinHostSpec:
+def _moved(cluster: Cluster, network: str | None) -> Cluster:
+    """The cluster at the same last numbers of another loopback network (`127.9.1`).
+
+    Instances and the proxy have fixed ports: two twins at once need addresses of their own.
+    """
+    if network is None:
+        return cluster
+    hosts = {
+        name: host.model_copy(update={"address": f"{network}.{host.address.rpartition('.')[2]}"})
+        for name, host in cluster.hosts.items()
+    }
+    return cluster.model_copy(update={"hosts": hosts})
+
+
+def _host_spec(cluster: Cluster, name: str, broken: Mapping[str, str]) -> TwinHostSpec:
     host = cluster.hosts[name]
     cache = cache_directory()
     env = {
         "XDG_CACHE_HOME": str(cache),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),  # inspecting model classes takes 8 s once
-        **scenario.env_of(name),
+        **broken,
     }
     ssh = cluster.ssh_of(name)
     port = ssh.port if host.ssh is not None else 0
@@ -148,47 +158,6 @@ def _install_engine(host: TwinHost) -> None:
         f"exec '{sys.executable}' \"$@\"\n"
     )
     python.chmod(0o755)
-
-
-def _apply_host_faults(scenario: Scenario, name: str, hosts: TwinHosts, undo: ExitStack) -> None:
-    host = hosts[name]
-    for file in scenario.of(FileFault):
-        if file.host == name:
-            path = Path(file.file.replace("~", str(host.directory), 1))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(file.text)
-    for listen in scenario.of(ListenFault):
-        if listen.host == name:
-            undo.callback(_end, _listener(host.address, listen.listen))
-    for ssh in scenario.of(SshFault):
-        if ssh.host != name:
-            continue
-        if ssh.ssh == "down":
-            hosts.kill(name)
-        elif ssh.ssh == "hang":
-            os.kill(host.pid, signal.SIGSTOP)
-            undo.callback(os.kill, host.pid, signal.SIGCONT)
-        elif ssh.ssh == "refuse-key":
-            hosts.refuse_key(name)
-        else:
-            hosts.change_key(name)
-
-
-def _listener(address: str, port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _LISTENER, address, str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    if not process.stdout.readline():
-        raise OSError(f"the scenario's foreign process cannot listen on {address}:{port}")
-    return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.communicate(timeout=5)
 
 
 def _reachable(cluster: Cluster, hosts: Mapping[str, TwinHost]) -> Cluster:

@@ -3,25 +3,40 @@
 The vocabulary is documented in docs/scenarios.md. Each kind of fault is one class here,
 recognised by the one key that only it has; an unknown word is an error that names the
 file, the line and the word. `Scenario.break_fabric` applies what concerns silicon; what
-concerns hosts and processes is read by twin/cluster.py and by the engine's plugin.
+concerns hosts is applied by `break_host` (twin/faults.py), what concerns engines by the
+plugin that vLLM loads (twin/site/twin_engine).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pd_validate.errors import SpecError
-from pd_validate.findings import Where
+from pd_validate.findings import Severity, Where
 from pd_validate.spec.source import Node, read
 from twin import fabric
 from twin.fabric import Device, Endpoint, FabricState, LinkStat, NetHealth, Optical, Tls, Vnic
 
 T = TypeVar("T")
+
+EVERY = "*"  # as the name of a host or the number of a device: all of them
+
+
+def _as_texts(value: Any) -> Any:
+    """Variables are text; YAML reads `5557` as a number."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one
+        for name, one in value.items()
+    }
 
 
 class Fault(BaseModel):
@@ -34,13 +49,14 @@ class Fault(BaseModel):
 
 
 class DeviceFault(Fault):
-    """One NPU in another state. `conf` changes its lines in /etc/hccn.conf, not the device.
+    """One NPU in another state; `host: "*"` and `device: "*"` mean all of them.
 
-    A value of null removes: an address, a neighbour, a line of hccn.conf.
+    `conf` changes its lines in /etc/hccn.conf, not the device, and all other words change
+    the device, not the file. A value of null removes: an address, a neighbour, a line.
     """
 
     host: str
-    device: int
+    device: int | Literal["*"]
     link: Literal["up", "down"] | None = None
     condition: fabric.Condition | None = None
     net_health: NetHealth | None = None
@@ -61,21 +77,27 @@ class DeviceFault(Fault):
     errors: dict[str, str] | None = None
     hbm_used: int | None = None
     processes: tuple[fabric.Process, ...] | None = None
-    busy_until: float | None = None
-    seconds: float | None = None
+    busy_seconds: float | None = None  # busy that long from the twin's start on
+    seconds: float | None = None  # what a tool call on it takes
     answers: dict[str, int | str] | None = None
-    conf: dict[str, str | None] | None = None
+    conf: dict[str, str | int | None] | None = None
 
     def break_fabric(self, state: FabricState) -> None:
-        device = state.device(self.host, self.device)
-        stated = self.model_fields_set - {"host", "device", "conf"}
+        for host in _hosts(self.host, state):
+            numbers = host.devices if self.device == EVERY else [int(self.device)]
+            for number in numbers:
+                self._break_device(host, host.devices[number])
+
+    def _break_device(self, host: fabric.Host, device: Device) -> None:
+        stated = self.model_fields_set - {"host", "device", "conf", "busy_seconds"}
         for name in stated & {"health", "errors", "hbm_used", "processes"}:
             setattr(device.npu, name, getattr(self, name))
         for name in stated & (Device.model_fields.keys() | {"address"}):
             setattr(device, "ip" if name == "address" else name, getattr(self, name))
-        host = state.hosts[self.host]
+        if self.busy_seconds is not None:
+            device.busy_until = time.time() + self.busy_seconds
         for key, value in (self.conf or {}).items():
-            host.hccn_conf = _with_line(host.hccn_conf or "", f"{key}_{self.device}", value)
+            host.hccn_conf = _with_line(host.hccn_conf or "", f"{key}_{device.id}", value)
 
 
 class ConfFault(Fault):
@@ -86,7 +108,8 @@ class ConfFault(Fault):
 
     def break_fabric(self, state: FabricState) -> None:
         missing = self.hccn_conf == "missing"
-        state.hosts[self.host].hccn_conf = None if missing else self.hccn_conf
+        for host in _hosts(self.host, state):
+            host.hccn_conf = None if missing else self.hccn_conf
 
 
 class PathFault(Fault):
@@ -118,7 +141,10 @@ class PathFault(Fault):
 
 
 class ToolFault(Fault):
-    """A command of a host that answers exactly this, after `seconds`."""
+    """A command of a host that answers exactly this, after `seconds`.
+
+    Any command: white space and the program's directory do not count, all arguments do.
+    """
 
     host: str
     tool: str
@@ -128,15 +154,16 @@ class ToolFault(Fault):
     seconds: float = 0.0
 
     def break_fabric(self, state: FabricState) -> None:
-        state.hosts[self.host].tools.append(
-            fabric.ToolOverride(
-                command=self.tool,
-                stdout=self.stdout,
-                stderr=self.stderr,
-                exit=self.exit,
-                seconds=self.seconds,
+        for host in _hosts(self.host, state):
+            host.tools.append(
+                fabric.ToolOverride(
+                    command=self.tool,
+                    stdout=self.stdout,
+                    stderr=self.stderr,
+                    exit=self.exit,
+                    seconds=self.seconds,
+                )
             )
-        )
 
 
 class DriverFault(Fault):
@@ -146,7 +173,8 @@ class DriverFault(Fault):
     driver: fabric.Driver
 
     def break_fabric(self, state: FabricState) -> None:
-        state.hosts[self.host].driver = self.driver
+        for host in _hosts(self.host, state):
+            host.driver = self.driver
 
 
 class SuperpodFault(Fault):
@@ -156,26 +184,37 @@ class SuperpodFault(Fault):
     superpod: fabric.Superpod | None
 
     def break_fabric(self, state: FabricState) -> None:
-        state.hosts[self.host].superpod = self.superpod
+        for host in _hosts(self.host, state):
+            host.superpod = self.superpod
 
 
 class SlowToolsFault(Fault):
-    """Every tool call of a host (or of all hosts, `host: "*"`) takes this long, in seconds."""
+    """Every tool call of a host takes this long, in seconds."""
 
     host: str
     tool_seconds: float
 
     def break_fabric(self, state: FabricState) -> None:
-        for name, host in state.hosts.items():
-            if self.host in ("*", name):
-                host.seconds = self.tool_seconds
+        for host in _hosts(self.host, state):
+            host.seconds = self.tool_seconds
+
+
+class UserFault(Fault):
+    """The user that the vendor's tools believe to be run by; 0 is root."""
+
+    host: str
+    uid: int
+
+    def break_fabric(self, state: FabricState) -> None:
+        for host in _hosts(self.host, state):
+            host.uid = self.uid
 
 
 class EnvFault(Fault):
-    """Variables in the login environment of a host."""
+    """Variables in the login environment of a host (`~/` is its home directory)."""
 
     host: str
-    env: dict[str, str]
+    env: Annotated[dict[str, str], BeforeValidator(_as_texts)]
 
 
 class ListenFault(Fault):
@@ -193,18 +232,29 @@ class SshFault(Fault):
 
 
 class FileFault(Fault):
-    """A file on the host with this content (`~` is the host's home directory)."""
+    """A file in the host's home directory `~` with this content; null: it is not there.
+
+    A text that begins with `#!` is made executable: `~/bin` is first on the host's PATH.
+    """
 
     host: str
-    file: str
-    text: str
+    file: Annotated[str, Field(pattern=r"^~/")]
+    text: str | None
+
+
+class ClockFault(Fault):
+    """The host's clock is `clock` seconds ahead; negative: behind."""
+
+    host: str
+    clock: float
 
 
 class InstanceFault(Fault):
-    """Kill or pause an instance, or one rank of it, when it reaches a phase.
+    """Kill or pause an instance, or one TP rank of it, when it reaches a phase.
 
-    `starting`: as soon as its process runs; `pulling`: in the n-th pull; `decoding` and
-    `prefilling`: when the n-th completion request arrives.
+    `starting`: as soon as its processes run; `prefilling`: when the n-th prompt is about to
+    be computed; `pulling`: in the n-th pull of KV; `decoding`: when the n-th request whose
+    KV was pulled is about to be decoded.
     """
 
     instance: str
@@ -230,7 +280,10 @@ class HttpFault(Fault):
 
 
 class KvEffect(BaseModel):
-    """A KV fault, in the words of llm_datadist (twin/site/llm_datadist/faults.py)."""
+    """A KV fault, in the words of llm_datadist (twin/site/llm_datadist/native/faults.py).
+
+    `from` and `to` name an instance or a host, `rank` a TP rank of the puller.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -242,7 +295,19 @@ class KvEffect(BaseModel):
     tensor: Literal["k", "v"] | None = None
     block: int | Literal["first", "last"] | None = None
     do: Literal["corrupt", "drop", "zero", "swap", "delay", "stall", "reset"]
-    seconds: float | None = None
+    seconds: float | None = None  # of delay
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.do == "delay") != (self.seconds is not None):
+            raise ValueError("`seconds` belongs to `do: delay`, and to nothing else")
+        if self.rank is not None and (self.to is None or "/" in self.to):
+            raise ValueError("`rank` needs `to`, the instance whose rank it is")
+        return self
+
+    def in_words_of_llm_datadist(self) -> dict[str, Any]:
+        words = self.model_dump(exclude_none=True, by_alias=True, exclude={"rank"})
+        return words if self.rank is None else words | {"to": f"{self.to}/{self.rank}"}
 
 
 class KvFault(Fault):
@@ -251,7 +316,7 @@ class KvFault(Fault):
     kv: KvEffect
 
     def break_fabric(self, state: FabricState) -> None:
-        state.kv_faults.append(self.kv.model_dump(exclude_none=True, by_alias=True))
+        state.kv_faults.append(self.kv.in_words_of_llm_datadist())
 
 
 # The key that only faults of this kind have.
@@ -265,6 +330,8 @@ _KINDS: Mapping[str, type[Fault]] = {
     "listen": ListenFault,
     "ssh": SshFault,
     "file": FileFault,
+    "clock": ClockFault,
+    "uid": UserFault,
     "driver": DriverFault,
     "superpod": SuperpodFault,
     "tool_seconds": SlowToolsFault,
@@ -285,13 +352,25 @@ def _as_fault(value: Any) -> Any:
     )
 
 
+def _as_where(value: Any) -> Any:
+    """The place of a path may also be written as its fault is: `{from: {…}, to: {…}}`."""
+    if not isinstance(value, dict) or not {"from", "to"} & value.keys():
+        return value
+    where = {key: part for key, part in value.items() if key not in ("from", "to")}
+    for end, prefix in (("from", ""), ("to", "peer_")):
+        for key, part in (value.get(end) or {}).items():
+            where[f"{prefix}{key}"] = part
+    return where
+
+
 class Expected(BaseModel):
     """A finding that the run must have. `where` states only what must be equal."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    where: Where = Where()
+    where: Annotated[Where, BeforeValidator(_as_where)] = Where()
+    severity: Severity | None = None  # None: any
 
 
 class Expectation(BaseModel):
@@ -304,15 +383,19 @@ class Expectation(BaseModel):
 
 
 def _as_expectation(value: Any) -> Any:
-    """`expect` is a list of findings, with `clean` as one more item among them if stated."""
+    """`expect` is a list of findings; `clean` may stand among them, or in the last one."""
     if not isinstance(value, list):
         return value
-    findings = [item for item in value if not (isinstance(item, dict) and "clean" in item)]
-    merged: dict[str, Any] = {"findings": findings}
+    findings: list[Any] = []
+    clean: dict[str, Any] = {}
     for item in value:
         if isinstance(item, dict) and "clean" in item:
-            merged["clean"] = item["clean"]
-    return merged
+            clean = {"clean": item["clean"]}
+            rest = {key: part for key, part in item.items() if key != "clean"}
+            findings += [rest] if rest else []
+        else:
+            findings.append(item)
+    return {"findings": findings, **clean}
 
 
 class Scenario(BaseModel):
@@ -326,32 +409,72 @@ class Scenario(BaseModel):
     faults: tuple[Annotated[Fault, BeforeValidator(_as_fault)], ...] = ()
     expect: Annotated[Expectation, BeforeValidator(_as_expectation)] = Expectation()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _clean_at_the_top(cls, data: Any) -> Any:
+        """`clean: true` may stand beside `expect` as well as in it."""
+        if not isinstance(data, dict) or "clean" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key != "clean"}
+        expect = _as_expectation(rest.get("expect", []))
+        if isinstance(expect, dict):
+            expect = expect | {"clean": data["clean"]}
+        return rest | {"expect": expect}
+
     def break_fabric(self, state: FabricState) -> None:
         for fault in self.faults:
             fault.break_fabric(state)
 
-    def of(self, kind: type[T]) -> Iterator[T]:
-        """The faults of one kind."""
-        return (fault for fault in self.faults if isinstance(fault, kind))
-
-    def env_of(self, host: str) -> dict[str, str]:
-        return {
-            name: value
-            for fault in self.of(EnvFault)
-            if fault.host == host
-            for name, value in fault.env.items()
-        }
+    def of(self, kind: type[T], host: str | None = None) -> Iterator[T]:
+        """The faults of one kind; with `host` those that concern it."""
+        for fault in self.faults:
+            if isinstance(fault, kind) and (
+                host is None or getattr(fault, "host", None) in (host, EVERY)
+            ):
+                yield fault
 
 
 def load_scenario(path: Path) -> Scenario:
-    """Read a scenario file. Raises SpecError with file, line and what to write instead."""
-    root = read(path, os.environ)
+    """Read a scenario file. Raises SpecError with file, line and what to write instead.
+
+    `cluster` may name a file that lies beside the scenario.
+    """
+    root = read(path, os.environ, amend=_with_clean_at_the_top)
     for fault in _items(root, "faults"):
         _check_fault(fault)
     try:
-        return Scenario.model_validate(root.data())
+        scenario = Scenario.model_validate(root.data())
     except ValidationError as error:
         raise _placed(error, root, "a scenario") from error
+    beside = path.parent / scenario.cluster
+    return scenario.model_copy(update={"cluster": str(beside)}) if beside.is_file() else scenario
+
+
+_EXPECT = re.compile(r"expect:\s*(#.*)?")
+_CLEAN = re.compile(r"\s+(clean:.*)")
+
+
+def _with_clean_at_the_top(text: str) -> str:
+    """`clean:` below the list of `expect`, as people write it, is not YAML: move it left.
+
+        expect:
+          - {id: link.down, where: {host: d1, device: 6}}
+          clean: true
+
+    No line moves up or down, so that errors still name the right one.
+    """
+    lines = text.splitlines()
+    starts = [number for number, line in enumerate(lines) if _EXPECT.fullmatch(line)]
+    if not starts:
+        return text
+    body = range(starts[0] + 1, len(lines))
+    end = next((n for n in body if lines[n][:1] not in ("", " ", "-", "#")), len(lines))
+    stated = [n for n in body[: end - starts[0] - 1] if lines[n].split("#")[0].strip()]
+    if len(stated) > 1 and lines[stated[0]].lstrip().startswith("-"):
+        clean = _CLEAN.fullmatch(lines[stated[-1]])
+        if clean:
+            lines[stated[-1]] = clean[1]
+    return "\n".join(lines) + "\n"
 
 
 def _items(root: Node, key: str) -> tuple[Node, ...]:
@@ -385,18 +508,39 @@ def check_names(scenario: Scenario, state: FabricState, instances: Mapping[str, 
     """Every host, device and instance that the faults name must exist. Raises SpecError."""
     for fault in scenario.faults:
         host = getattr(fault, "host", None)
-        if host is not None and host != "*" and host not in state.hosts:
-            raise SpecError(f"the scenario names host {host!r}; hosts are {', '.join(state.hosts)}")
-        if isinstance(fault, DeviceFault) and fault.device not in state.hosts[fault.host].devices:
-            raise SpecError(f"the scenario names device {fault.device}, which {host} has not")
+        if host is not None:
+            _known("host", host, [*state.hosts, EVERY])
+        if isinstance(fault, DeviceFault) and fault.device != EVERY:
+            for each in _hosts(fault.host, state):
+                _known(f"device of host {fault.host}", int(fault.device), list(each.devices))
+        if isinstance(fault, PathFault):
+            for end in (fault.source, fault.target):
+                _known("host", end.host, list(state.hosts))
+                if end.device is not None:
+                    devices = state.hosts[end.host].devices
+                    _known(f"device of host {end.host}", end.device, list(devices))
+        if isinstance(fault, KvFault):
+            for name in (fault.kv.source, fault.kv.to):
+                if name is not None:
+                    place = name.partition("/")[0]
+                    _known("instance or host", place, [*instances, *state.hosts])
         instance = getattr(fault, "instance", None)
-        if instance is not None and instance not in instances:
-            raise SpecError(
-                f"the scenario names instance {instance!r}; instances are {', '.join(instances)}"
-            )
+        if instance is not None:
+            _known("instance", instance, list(instances))
 
 
-def _with_line(conf: str, key: str, value: str | None) -> str:
+def _known(what: str, name: str | int, names: Sequence[str | int]) -> None:
+    if name not in names:
+        known = ", ".join(str(each) for each in names if each != EVERY)
+        raise SpecError(f"the scenario names the {what} {name}; there are {known}")
+
+
+def _hosts(name: str, state: FabricState) -> list[fabric.Host]:
+    """The host of this name, or all of them."""
+    return list(state.hosts.values()) if name == EVERY else [state.hosts[name]]
+
+
+def _with_line(conf: str, key: str, value: str | int | None) -> str:
     """hccn.conf with the line `key=value` set, or removed for None."""
     lines = [line for line in conf.splitlines() if line.partition("=")[0] != key]
     if value is not None:

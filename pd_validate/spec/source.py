@@ -16,7 +16,7 @@ Every error is a SpecError with file, line and column (both count from 1).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,18 +97,27 @@ class Node:
         return node
 
 
-def read(path: Path, environ: Mapping[str, str]) -> Node:
+def read(
+    path: Path, environ: Mapping[str, str], *, amend: Callable[[str], str] | None = None
+) -> Node:
     """Read a YAML file whose top is a mapping, with includes and `environ` applied.
 
+    `amend` may change the file's text before it is parsed; it must keep the lines' numbers.
     Raises SpecError for everything that is wrong with the file as YAML.
     """
-    return _read(path, environ, including=())
+    return _read(path, environ, including=(), amend=amend)
 
 
-def _read(path: Path, environ: Mapping[str, str], *, including: tuple[Path, ...]) -> Node:
+def _read(
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    including: tuple[Path, ...],
+    amend: Callable[[str], str] | None = None,
+) -> Node:
     file = str(path)
     top = Place(file, 1, 1)
-    document = _compose(path)
+    document = _compose(path, amend)
     if document is None:
         raise top.error("the file is empty; see clusters/ for examples")
     root = _Builder(file, environ).build(document)
@@ -117,7 +126,7 @@ def _read(path: Path, environ: Mapping[str, str], *, including: tuple[Path, ...]
     return _with_includes(root, path, environ, including=(*including, path.resolve()))
 
 
-def _compose(path: Path) -> yaml.Node | None:
+def _compose(path: Path, amend: Callable[[str], str] | None) -> yaml.Node | None:
     file = str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -127,6 +136,8 @@ def _compose(path: Path) -> yaml.Node | None:
         raise SpecError(f"not UTF-8 text (byte {error.start})", file=file) from None
     except OSError as error:
         raise SpecError(f"cannot be read: {error.strerror}", file=file) from None
+    if amend is not None:
+        text = amend(text)
     try:
         # BaseLoader leaves every scalar as text: which type it is, is decided after `${…}`.
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.BaseLoader)
