@@ -147,8 +147,7 @@ class TwinHosts:
     def change_key(self, name: str) -> TwinHost:
         """The host comes back with another host key, as after a reinstallation."""
         self.kill(name)
-        key = asyncssh.generate_private_key("ssh-ed25519", comment=f"{name}, reinstalled")
-        _write_private(self._host_key(name), key.export_private_key())
+        self._make_host_key(name)
         return self.restart(name)
 
     # --- files ----------------------------------------------------------------------------------
@@ -163,11 +162,8 @@ class TwinHosts:
         for name, spec in self._specs.items():
             home = self._root / name
             (home / "bin").mkdir(parents=True, exist_ok=True)
-            host_key = self._host_key(name)
-            if not host_key.exists():
-                key = asyncssh.generate_private_key("ssh-ed25519", comment=name)
-                _write_private(host_key, key.export_private_key())
-                _public(host_key).write_bytes(key.export_public_key())
+            if not self._host_key(name).exists():
+                self._make_host_key(name)
             self._authorized_keys(name).write_bytes(_public(self._user_key).read_bytes())
             install(str(home / "bin"))
             for command in ("cat", "ls"):
@@ -177,6 +173,11 @@ class TwinHosts:
             devices.mkdir(exist_ok=True)
             for device in spec.devices:
                 (devices / f"davinci{device}").touch()
+
+    def _make_host_key(self, name: str) -> None:
+        key = asyncssh.generate_private_key("ssh-ed25519", comment=name)
+        _write_private(self._host_key(name), key.export_private_key())
+        _public(self._host_key(name)).write_bytes(key.export_public_key())
 
     def _write_known_hosts(self) -> None:
         lines = [

@@ -146,7 +146,7 @@ def started_at(found: Found) -> float:
 
 def send(pids: Iterable[int], number: int) -> int:
     reached = 0
-    for pid in pids:
+    for pid in sorted(pids):  # parents first, as far as one can tell: they know how to end well
         try:
             os.kill(pid, number)
             reached += 1
@@ -596,8 +596,8 @@ class Agent:
         self.own_start = own.start if own is not None else 0
         self.began = time.time()
         self._save_lock()
-        for part in (".", "pids", "logs"):
-            os.makedirs(os.path.join(self.run_dir, part), mode=0o700, exist_ok=True)
+        for directory in (self.run_dir, self.run_dir + "/pids", self.run_dir + "/logs"):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         write_json(os.path.join(self.run_dir, "run.json"), self._about())
         with open(os.path.join(self.run_dir, "agent.py"), "w") as file:
             file.write(SOURCE)

@@ -327,7 +327,7 @@ class SshConnection:
                 f"{self.name}: {where} shows another host key than {self.known_hosts} has: "
                 f"expected {_fingerprint(error.expected_key)}, got {_fingerprint(error.key)}. "
                 "If the machine was reinstalled, compare the fingerprint on its console, then "
-                f"remove the old line: {_keygen_remove(error.hostname, self.known_hosts)}"
+                f"remove the old line: {_keygen_remove(connection, self.known_hosts)}"
             ) from None
         except paramiko.PasswordRequiredException:
             raise HostAuthError(
@@ -491,8 +491,9 @@ def _fingerprint(key: paramiko.PKey) -> str:
     return f"{key.get_name()} SHA256:{digest}"
 
 
-def _keygen_remove(hostname: str, known_hosts: Path) -> str:
-    return shlex.join(["ssh-keygen", "-f", str(known_hosts), "-R", hostname])
+def _keygen_remove(connection: Any, known_hosts: Path) -> str:
+    name = connection.host if connection.port == 22 else f"[{connection.host}]:{connection.port}"
+    return shlex.join(["ssh-keygen", "-f", str(known_hosts), "-R", name])
 
 
 def _hops(connection: Any) -> list[Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ssh_servers import Server, server_of
+from ssh_servers import Server, is_empty, server_of
 
 from pd_validate.hosts.remote import RemoteHost
 from pd_validate.hosts.supervisor import RemoteSupervisor, survey
@@ -55,6 +56,7 @@ def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         f"HostKey {directory}/host\n"
         f"AuthorizedKeysFile {directory}/user.pub\n"
         "PermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\n"
+        "SetEnv SHLVL=1\n"  # keeps bash from reading this user's ~/.bashrc
     )
     host_key = " ".join((directory / "host.pub").read_text().split()[:2])
     (directory / "known_hosts").write_text(f"[{address}]:{port} {host_key}\n")
@@ -84,6 +86,11 @@ def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process.wait(10)
 
 
+@pytest.fixture
+def d1(twin: TwinHosts) -> Server:
+    return server_of(twin, "d1")
+
+
 @pytest.fixture(params=["twin", "openssh"])
 def server(request: pytest.FixtureRequest) -> Server:
     """The same test on a simulated host and on OpenSSH: what holds on one holds on the other."""
@@ -105,9 +112,13 @@ def connections() -> Iterator[dict[Server, RemoteHost]]:
 @pytest.fixture
 def machine(server: Server, connections: dict[Server, RemoteHost]) -> RemoteHost:
     """A host of ours (the plugin's own parameter for suites is called `host`)."""
-    if server not in connections:
-        connections[server] = server.host()
-    return connections[server]
+    return connections.setdefault(server, server.host())
+
+
+@pytest.fixture
+def shell(d1: Server, connections: dict[Server, RemoteHost]) -> RemoteHost:
+    """The simulated host d1, over the shared connection."""
+    return connections.setdefault(d1, d1.host())
 
 
 @pytest.fixture
@@ -116,24 +127,25 @@ def workdir(tmp_path: Path) -> str:
     return str(tmp_path / "work")
 
 
+@pytest.fixture(scope="module")
+def run(
+    twin: TwinHosts,
+    connections: dict[Server, RemoteHost],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RemoteSupervisor]:
+    """A run that the tests of a module share, each with a process name of its own."""
+    server = server_of(twin, "d1")
+    host = connections.setdefault(server, server.host())
+    workdir = str(tmp_path_factory.mktemp("shared") / "work")
+    with RemoteSupervisor.open(host, workdir=workdir, run_id="shared", lease=30) as run:
+        yield run
+    assert is_empty(survey(host, workdir))
+
+
 @pytest.fixture
-def open_run(machine: RemoteHost, workdir: str) -> Iterator[Callable[..., RemoteSupervisor]]:
-    """Opens runs on `machine` and closes them after the test; nothing may be left behind then."""
-    opened: list[RemoteSupervisor] = []
-
-    def open_run(run_id: str = "run-1", **options: object) -> RemoteSupervisor:
-        options = {"workdir": workdir, "lease": 5.0, **options}
-        opened.append(RemoteSupervisor.open(machine, run_id=run_id, **options))  # type: ignore[arg-type]  # as the test gave them
-        return opened[-1]
-
-    yield open_run
-    for supervisor in opened:
-        supervisor.close()
-    if opened:
-        seen = survey(machine, workdir)
-        assert seen.processes == ()
-        assert seen.runs == ()
-        assert seen.lock is None
+def engine(request: pytest.FixtureRequest) -> str:
+    """A name for the test's process that no other test uses."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-60:].strip("-")
 
 
 def _free_port(address: str) -> int:

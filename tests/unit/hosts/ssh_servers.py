@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pd_validate.hosts.remote import RemoteHost
+from pd_validate.hosts.supervisor import Survey
 from pd_validate.spec.models import Ssh, Timeouts
 from twin.hosts import TwinHosts
 
@@ -30,3 +32,20 @@ def server_of(twin: TwinHosts, name: str) -> Server:
         host.address,
         Ssh(user=host.user, port=host.port, key=host.key, known_hosts=host.known_hosts),
     )
+
+
+def is_empty(seen: Survey) -> bool:
+    """Whether nothing of any run is on the host; shows what there is in a failing assertion."""
+    assert seen.processes == ()
+    assert seen.runs == ()
+    assert seen.lock is None
+    return True
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this machine runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ssh_servers import Server
+from ssh_servers import Server, lives
 
 from pd_validate.errors import CommandTimeout, HostUnreachable, LabError
 from pd_validate.hosts import remote
@@ -82,7 +82,7 @@ def test_a_hung_command_is_a_timeout_and_ends_on_the_host_too(
         machine.run(f"echo $$ > {pid_file}; echo half way; sleep 600", timeout=1)
     assert "sleep 600" in str(failure.value)
     pid = int(pid_file.read_text())
-    wait_for(lambda: None if _lives(pid) else True, seconds=5, what="its end on the host")
+    wait_for(lambda: None if lives(pid) else True, seconds=5, what="its end on the host")
     assert machine.run("echo fine", timeout=5).stdout == "fine\n"
 
 
@@ -212,11 +212,3 @@ def test_a_closed_host_says_so(server: Server) -> None:
         pass
     with pytest.raises(HostUnreachable, match="has been closed"):
         closed.run("true", timeout=5)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
