@@ -180,32 +180,32 @@ def _touches(finding: Finding, where: Where) -> bool:
 def _ping_cells(
     view: View, pings: PingFacts, by_check: dict[str, list[Finding]]
 ) -> Iterator[CheckResult]:
-    """One cell per device: the pings that it sent."""
+    """One cell per device: the pings that it sent. Hosts that sent none have one, too."""
     own = by_check.get(PING, [])
+    blockers = [*by_check.get("reachable", []), *own]
     left_out: dict[Npu, str] = {}
     for source, target, why in pings.plan.left_out:
         left_out.setdefault(source, f"{target} not pinged: {why}")
-    sent: dict[Npu, list[float]] = {}
+    sent: dict[Npu, float] = {}
     for result in pings.results:
-        sent.setdefault(result.task.source, []).append(result.reading.output.seconds)
-    for host, device in view.devices:
-        npu = Npu(host.host, device.device)
-        if npu not in sent and npu not in left_out and host.host not in pings.failures:
-            continue  # the schedule has nothing for it
-        where = Where(host=npu.host, device=npu.device)
-        findings = tuple(finding for finding in own if _touches(finding, where))
-        verdict = verdict_of(findings)
-        if npu not in sent and verdict is Verdict.PASS:
-            verdict = Verdict.UNKNOWN
-        yield CheckResult(
-            PING,
-            where,
-            verdict,
-            Layer.NPU_NETWORK,
-            sum(sent.get(npu, [])),
-            findings,
-            left_out.get(npu, ""),
-        )
+        before = sent.get(result.task.source, 0.0)
+        sent[result.task.source] = before + result.reading.output.seconds
+    for name in view.cluster.hosts:
+        senders = sorted(npu for npu in {*sent, *left_out} if npu.host == name)
+        for npu in senders:
+            where = Where(host=npu.host, device=npu.device)
+            findings = tuple(finding for finding in own if _touches(finding, where))
+            verdict = verdict_of(findings)
+            if npu not in sent and verdict is Verdict.PASS:
+                verdict = Verdict.UNKNOWN
+            note = left_out.get(npu, "")
+            seconds = sent.get(npu, 0.0)
+            yield CheckResult(PING, where, verdict, Layer.NPU_NETWORK, seconds, findings, note)
+        if not senders:
+            blocked = tuple(f for f in blockers if f.where.host == name)
+            note = "the host could not be read" if blocked else "the schedule has no ping from here"
+            where, layer = Where(host=name), Layer.NPU_NETWORK
+            yield CheckResult(PING, where, Verdict.UNKNOWN, layer, 0.0, blocked, note)
 
 
 def _not_measured(view: View) -> Iterator[str]:

@@ -135,6 +135,15 @@ def check_hccn_conf(view: View) -> Iterator[Finding]:
         elif conf.value is not None:
             for device in host.devices.values():
                 yield from _against_conf(view, host, device, conf.value)
+        else:
+            yield Finding(
+                id="tool.permission" if conf.reason is Reason.PERMISSION else "tool.failed",
+                severity=Severity.UNKNOWN,
+                where=Where(host=host.host, file="/etc/hccn.conf"),
+                expected="a readable file",
+                got=conf.detail,
+                evidence=(conf.output.evidence,),
+            )
 
 
 def _against_conf(

@@ -114,6 +114,14 @@ def test_hccn_conf_that_lacks_one_npu_warns() -> None:
     assert lab.lines() == ["warn address.conf-missing at d1 npu6 /etc/hccn.conf"]
 
 
+def test_hccn_conf_that_may_not_be_read_is_unknown() -> None:
+    lab = Lab()
+    denied = ("", "cat: /etc/hccn.conf: Permission denied\n", 1)
+    lab.answer("d1", "cat /etc/hccn.conf", *denied)
+    assert lab.lines() == ["unknown tool.permission at d1 /etc/hccn.conf"]
+    assert [f.id for f in lab.report().problems("hccn-conf", "d1")] == ["tool.permission"]
+
+
 # --- routing ------------------------------------------------------------------------------------
 
 

@@ -182,9 +182,22 @@ def test_hccs_ping_whose_exit_code_says_success(text: str, lines: list[str]) -> 
     assert lab.lines() == lines
 
 
-def test_a_host_that_could_not_be_pinged_from() -> None:
-    """Only the small and large pings of hosts that answer are judged."""
+def test_a_host_that_cannot_be_read_is_not_pinged_and_blocks_only_itself() -> None:
     lab = Lab()
     lab.unreachable("d1")
     assert lab.lines() == ["fail host.unreachable at d1"]
     assert {task.target.host for task in tasks(lab)} == {"p1", "d2"}
+    report = lab.report()
+    assert [f.id for f in report.problems("ping", "d1")] == ["host.unreachable"]
+    assert report.problems("ping", "d2") == []
+
+
+def test_one_host_alone_has_no_ping_and_no_finding() -> None:
+    lab = Lab()
+    hosts = {"p1": lab.cluster.hosts["p1"]}
+    instances = {"prefill-1": lab.cluster.instances["prefill-1"]}
+    lab.cluster = lab.cluster.model_copy(update={"hosts": hosts, "instances": instances})
+    report = lab.report()
+    assert report.findings == ()
+    (cell,) = report.of("ping")
+    assert cell.note == "the schedule has no ping from here"
