@@ -66,6 +66,8 @@ MODEL = {
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     (directory / "config.json").write_text(json.dumps(MODEL))
+    # Valid and empty; without one old vLLM looks for the model on the net.
+    (directory / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     return directory
 
 

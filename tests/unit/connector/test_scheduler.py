@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+
+from connector import compat
+from connector.backport import FailureReports, failures
+
+reports_failures = pytest.mark.skipif(
+    not compat.REPORTS_LOAD_FAILURES, reason="this vLLM cannot be told of failed loads"
+)
+needs_backport = pytest.mark.skipif(
+    compat.REPORTS_LOAD_FAILURES, reason="this vLLM is told of failed loads"
+)
 
 PROMPT = list(range(10, 10 + 40))  # 2.5 blocks
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -147,6 +158,7 @@ class TestDecoder:
         assert plan.remote_blocks == offered["remote_block_ids"][2:]
         assert len(plan.local_blocks) == 1
 
+    @reports_failures
     def test_nothing_to_pull_releases_the_prefiller(
         self, engine: Any, offered: dict[str, Any]
     ) -> None:
@@ -216,6 +228,7 @@ class TestDecoder:
         d.step()
         assert d.is_empty()
 
+    @reports_failures
     def test_failed_load_fails_the_request(self, engine: Any, offered: dict[str, Any]) -> None:
         d = engine("kv_consumer", policy="fail")
         d.add("d-1", PROMPT, dict(offered))
@@ -226,6 +239,7 @@ class TestDecoder:
         d.step()
         assert d.is_empty()
 
+    @reports_failures
     def test_failed_load_is_recomputed(self, engine: Any, offered: dict[str, Any]) -> None:
         d = engine("kv_consumer", policy="recompute")
         d.add("d-1", PROMPT, dict(offered))
@@ -236,6 +250,7 @@ class TestDecoder:
         d.step()
         assert d.is_empty()
 
+    @reports_failures
     def test_one_rank_fails_before_the_others_end(
         self, engine: Any, offered: dict[str, Any]
     ) -> None:
@@ -248,3 +263,73 @@ class TestDecoder:
         d.step(received={"d-1"})
         d.step()
         assert d.is_empty()
+
+    @needs_backport
+    @pytest.mark.parametrize("warm", [False, True])
+    def test_failed_load_is_recomputed_by_an_old_vllm(
+        self, engine: Any, offered: dict[str, Any], warm: bool
+    ) -> None:
+        """Also when the prompt came into the prefix cache in the meantime."""
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered))
+        d.step()
+        if warm:
+            d.add("warm", PROMPT, None)
+            d.step()
+        reports = FailureReports(tp_rank=0, tp_size=1)
+        marks, ended = reports.results(ended={"d-1"}, failed={"d-1"})
+        d.step(sent=marks, received=ended)
+        _, (output,) = d.step(token=9)
+        assert output.new_token_ids == [9]
+        d.step()
+        assert d.is_empty()
+
+    @needs_backport
+    def test_abort_of_a_load_that_fails(self, engine: Any, offered: dict[str, Any]) -> None:
+        from vllm.v1.request import RequestStatus
+
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered))
+        d.step()
+        d.scheduler.finish_requests("d-1", RequestStatus.FINISHED_ABORTED)
+        d.step()
+        marks, ended = FailureReports(0, 1).results(ended={"d-1"}, failed={"d-1"})
+        d.step(sent=marks, received=ended)
+        d.step()
+        assert d.is_empty()
+
+
+class TestFailureReports:
+    """One rank of several saw the failure; vLLM's own aggregator must let the mark through."""
+
+    def test_mark_arrives_no_later_than_the_end_of_the_load(self) -> None:
+        from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
+        from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, KVConnectorOutput
+
+        ranks = [FailureReports(rank, 2) for rank in (0, 1)]
+        aggregator = KVOutputAggregator(2)
+        sent: set[str] = set()
+        received: set[str] = set()
+        ended, failed = {"d-1"}, [set(), {"d-1"}]
+        for _ in range(2):
+            outputs = []
+            for rank, reports in enumerate(ranks):
+                marks, over = reports.results(ended, failed[rank])
+                output = copy.copy(EMPTY_MODEL_RUNNER_OUTPUT)
+                output.kv_connector_output = KVConnectorOutput(
+                    finished_sending=marks or None, finished_recving=over or None
+                )
+                outputs.append(output)
+            ended, failed = set(), [set(), set()]
+            combined = aggregator.aggregate(outputs).kv_connector_output
+            sent |= combined.finished_sending or set()
+            received |= combined.finished_recving or set()
+        assert received == {"d-1"}
+        assert failures(sent) == {"d-1"}
+
+    def test_nothing_is_reported_twice(self) -> None:
+        reports = FailureReports(0, 1)
+        marks, ended = reports.results({"d-1", "d-2"}, {"d-1"})
+        assert failures(marks) == {"d-1"}
+        assert ended == {"d-1", "d-2"}
+        assert reports.results(set(), set()) == (set(), set())
