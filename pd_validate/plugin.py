@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pd_validate.catalogue import Layer
 from pd_validate.errors import LabError, SpecError
 from pd_validate.findings import Finding, Severity
 from pd_validate.options import TWIN, Options
@@ -38,6 +39,15 @@ MARKS = {
     "fault": "breaks things on purpose (needs --allow-faults)",
     "soak": "takes long on purpose",
     "perf": "measures",
+}
+# What a test with this mark is about, for suites and for the layer ladder of the report.
+LAYERS = {
+    "network": Layer.NPU_NETWORK,
+    "ranktable": Layer.PLAN,
+    "topology": Layer.ENGINE,
+    "kv": Layer.KV_DATA,
+    "determinism": Layer.SERVICE,
+    "proxy": Layer.PROXY,
 }
 _RUN = pytest.StashKey["Run"]()
 
@@ -66,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     runs = not (config.option.help or config.option.collectonly or options.dry_run)
     if not (options.cluster and runs):
         return
+    from pd_validate.report.allure_files import clean_results
     from pd_validate.run import Run  # heavy; a plain pytest run of anything else skips it
 
     with ExitStack() as undo:
@@ -74,6 +85,10 @@ def pytest_configure(config: pytest.Config) -> None:
         except SpecError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
+    results = options.report / "allure-results"
+    if hasattr(config.option, "allure_report_dir") and not config.option.allure_report_dir:
+        config.option.allure_report_dir = str(results)  # read by allure-pytest, after us
+    clean_results(results)
     signal.signal(signal.SIGTERM, _interrupt)
 
 
@@ -264,6 +279,22 @@ def service(topology: Topology) -> Service:
 # --- what the report needs ---------------------------------------------------------------------
 
 
+def layer_of(item: pytest.Item) -> Layer | None:
+    """The lowest layer that the test's marks speak of."""
+    return min((LAYERS[m.name] for m in item.iter_markers() if m.name in LAYERS), default=None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Place the test in the report: its suite, and labels for host and instance."""
+    run = item.config.stash.get(_RUN, None)
+    layer = layer_of(item)
+    if run is None or layer is None:
+        return
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    instance = params.get("instance") or params.get("decoder")
+    run.story.place(layer, host=params.get("host"), instance=instance)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -271,7 +302,7 @@ def pytest_runtest_makereport(
     report = yield
     run = item.config.stash.get(_RUN, None)
     if run is not None:
-        run.tested(report)
+        run.tested(report, layer_of(item))
     return report
 
 

@@ -6,18 +6,25 @@ pytest's hooks (plugin.py) call this; it knows pytest's reports but registers no
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from pd_validate.catalogue import Layer
 from pd_validate.checks.result import Report
 from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
 from pd_validate.options import Options
-from pd_validate.report.record import Outcome, TestResult
+from pd_validate.report.allure import Story
+from pd_validate.report.allure_files import generate, write_results_files
+from pd_validate.report.record import Attachment, Outcome, RunRecord, TestResult
+from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.report.write import write_reports
 from pd_validate.session import PreflightFailed, Session
@@ -42,9 +49,12 @@ class Run:
         progress = HostProgress(self._console, list(cluster.hosts))
         self.session = Session(cluster, audit=options.audit, progress=progress)
         self.session.record.command = shlex.join(["pytest", *config.invocation_params.args])
+        self._redactor = Redactor(_secrets(cluster))
+        self.story = Story(self._redactor)
         self._tests: dict[str, TestResult] = {}
         self._found: dict[str, list[Finding]] = {}
         self._bring_up_told = False
+        self._report_lines: list[str] = []
         self._broken = ""  # why the lab or the harness itself cannot go on
         self._finished = False
 
@@ -107,9 +117,11 @@ class Run:
 
     def found(self, nodeid: str, findings: Sequence[Finding]) -> None:
         self.session.add(findings)
+        for finding in findings:
+            self.story.finding(finding)
         self._found.setdefault(nodeid, []).extend(findings)
 
-    def tested(self, report: pytest.TestReport) -> None:
+    def tested(self, report: pytest.TestReport, layer: Layer | None) -> None:
         """Take one phase of a test into the record: its worst phase counts."""
         outcome = _outcome(report)
         before = self._tests.get(report.nodeid)
@@ -121,6 +133,7 @@ class Run:
             seconds=report.duration + (before.seconds if before else 0),
             findings=tuple(finding.id for finding in self._found.get(report.nodeid, [])),
             reason=_reason(report) or (before.reason if before else ""),
+            layer=layer,
         )
 
     # --- the end ----------------------------------------------------------------------
@@ -139,8 +152,9 @@ class Run:
         record.findings = self.session.findings
         record.verdict = self._verdict(code)
         record.exit_code = code
-        write_reports(record, self.options.report)
         self._write_logs()
+        write_reports(record, self.options.report, secrets=_secrets(self.session.cluster))
+        self._write_allure(self._redactor.record(record))
         if self.options.findings is not None:
             self.options.findings.parent.mkdir(parents=True, exist_ok=True)
             self.options.findings.write_bytes((self.options.report / "findings.json").read_bytes())
@@ -161,12 +175,31 @@ class Run:
         return verdict
 
     def _write_logs(self) -> None:
+        """The processes' logs and the KV trace, redacted, beside the report."""
         directory = self.options.report / "logs"
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, data in self.session.logs.items():
-            (directory / f"{name}.log").write_bytes(data)
+        shutil.rmtree(directory, ignore_errors=True)  # of an earlier run
+        directory.mkdir(parents=True)
+        texts = {
+            f"{name}.log": data.decode(errors="replace") for name, data in self.session.logs.items()
+        }
         if self.session.trace_text:
-            (directory / "kv-trace.jsonl").write_text(self.session.trace_text)
+            texts["kv-trace.jsonl"] = self.session.trace_text
+        for name, text in texts.items():
+            path = directory / name
+            path.write_text(self._redactor.text(text), encoding="utf-8")
+            self.session.record.attachments.append(
+                Attachment(name=name, path=f"logs/{name}", bytes=path.stat().st_size)
+            )
+
+    def _write_allure(self, record: RunRecord) -> None:
+        """Allure's own files and its HTML; without Node a line that says how to make it."""
+        results = Path(getattr(self._config.option, "allure_report_dir", None) or "")
+        if not results.is_dir():
+            return
+        write_results_files(record, results, os.environ)
+        history = self.options.report / "allure-history.jsonl"
+        made = generate(record, results, self.options.report / "allure-report", history)
+        self._report_lines.append(made.message)
 
     def close(self) -> None:
         """End what `finish` could not, and the twin. Never leaves the hosts' processes."""
@@ -179,6 +212,8 @@ class Run:
 
     def print_summary(self) -> None:
         print_summary(self._console, self.session.record, self.options.report / "summary.html")
+        for line in self._report_lines:
+            self._console.print(line, soft_wrap=True)
 
     def header(self) -> list[str]:
         cluster = self.session.cluster
@@ -189,6 +224,12 @@ class Run:
         if self.options.scenario is not None:
             lines.append(f"scenario: {self.options.scenario}")
         return lines
+
+
+def _secrets(cluster: Cluster) -> list[str]:
+    """Values that must show nowhere: the passwords that the cluster file names by variable."""
+    names = [cluster.ssh_of(host).password_env for host in cluster.hosts]
+    return [os.environ[name] for name in names if name and name in os.environ]
 
 
 def _named(findings: Sequence[Finding]) -> str:

@@ -66,11 +66,18 @@ def _default(arguments: list[str], flag: str, value: str) -> None:
 
 
 def main() -> None:
-    """Become vLLM. Runs at a lower priority, so that SSH and the harness stay responsive."""
+    """Become vLLM, in this process: who looks at it sees what was launched, and with what.
+
+    Runs at a lower priority, so that SSH and the harness stay responsive.
+    """
     os.nice(5)
     address = os.environ.get("TWIN_HOST_ADDRESS", "127.0.0.1")
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
-    os.execve(sys.executable, command + adapt(sys.argv[1:], address), environment(os.environ))
+    os.environ.update(environment(os.environ))
+    sys.path.insert(0, str(SITE))
+    sys.argv = ["vllm", *adapt(sys.argv[1:], address)]
+    from vllm.entrypoints.cli.main import main as vllm  # after the environment is set
+
+    vllm()
 
 
 if __name__ == "__main__":

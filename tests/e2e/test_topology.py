@@ -24,7 +24,7 @@ def test_instance_is_healthy(service: Service, instance: str) -> None:
 
 
 def test_instance_runs_as_planned(pd: Session, topology: Topology, instance: str) -> None:
-    """The process on the host has the plan's arguments and environment, value by value."""
+    """The process on the host has the plan's environment, value by value."""
     launch = pd.plan.instances[instance]
     status = topology.status()[instance]
     assert status.alive
