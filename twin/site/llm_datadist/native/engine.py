@@ -267,7 +267,7 @@ class Engine:
                 self._check_accessible(local, remote)
                 selected = _remote_tensors(remote, source_tensors, count)
                 limit = remote.tensor_bytes if source_blocks else remote.stride
-                _check_runs(runs, length, remote, limit)
+                _check_remote(runs, length, remote, limit)
                 base = 0 if local.is_blocks else remote_batch * remote.stride
                 own = 0 if local.is_blocks else batch * local.stride
                 tensors = target_tensors or range(len(local.addresses))
@@ -304,12 +304,7 @@ class Engine:
                 f"{len(source_blocks)} source blocks for {len(target_blocks)} target blocks",
             )
             runs = merge(source_blocks, target_blocks)
-        for run in runs:
-            last = run.local + run.count - 1
-            refuse_if(
-                last >= local.num_blocks,
-                f"target block {last} is out of range [0, {local.num_blocks})",
-            )
+        _check_local(runs, local)
         return runs, local.stride
 
     def _remote_table(self, entity: Entity, deadline: float) -> RemoteTable:
@@ -366,9 +361,7 @@ class Engine:
                         f"{len(source_blocks)} source blocks for {len(target_blocks)} targets",
                     )
                     runs = merge(target_blocks, source_blocks)
-                    for run in runs:
-                        last = run.local + run.count - 1
-                        refuse_if(last >= local.num_blocks, f"source block {last} out of range")
+                    _check_local(runs, local)
                 else:
                     refuse_if(batch >= local.batches, f"batch {batch} out of range")
                     runs = [Run(0, batch, 1)]
@@ -441,15 +434,18 @@ def _remote_tensors(remote: CacheEntry, wanted: range | None, count: int) -> tup
     return remote.addresses[tensors.start : tensors.stop]
 
 
-def _check_runs(runs: Sequence[Run], length: int, remote: CacheEntry, limit: int) -> None:
+def _check_local(runs: Sequence[Run], local: CacheEntry) -> None:
+    last = max(run.local + run.count - 1 for run in runs)
+    refuse_if(last >= local.num_blocks, f"own block {last} is out of range [0, {local.num_blocks})")
+
+
+def _check_remote(runs: Sequence[Run], length: int, remote: CacheEntry, limit: int) -> None:
     """As CANN: by the local block size, only where a run starts and how long it is."""
     count = -(-remote.tensor_bytes // length)
-    for run in runs:
-        refuse_if(run.remote >= count, f"source block {run.remote} is out of range [0, {count})")
-        refuse_if(
-            run.count * length > limit,
-            f"{run.count * length} bytes exceed the remote's {limit}",
-        )
+    first = max(run.remote for run in runs)
+    refuse_if(first >= count, f"source block {first} is out of range [0, {count})")
+    longest = max(run.count for run in runs) * length
+    refuse_if(longest > limit, f"{longest} bytes exceed the remote's {limit}")
 
 
 def _layer(entry: CacheEntry, layer: int, tensors_per_layer: int) -> slice:

@@ -146,7 +146,7 @@ class Server:
         known = [region for region in regions if region is not None and len(region) >= spans.end]
         if len(known) < len(regions):
             raise ValueError("a peer asked for memory that is not registered")  # as RDMA refuses
-        batches = wire.batches(wire.pieces(known, spans.offsets, spans.lengths))
+        batches = wire.batches(known, spans.offsets, spans.lengths)
         if operation == Operation.READ:
             wire.send_frame(connection, LLMStatusCode.LLM_SUCCESS)
             for batch in batches:

@@ -85,8 +85,9 @@ class Plan:
     def request(self) -> bytes:
         return Spans(self.remote, self.remote_offsets, self.lengths).pack()
 
-    def pieces(self) -> Iterator[memoryview]:
-        return wire.pieces(self.local, self.local_offsets, self.lengths)
+    def batches(self) -> Iterator[list[memoryview]]:
+        """The local memory, in the order in which it moves."""
+        return wire.batches(self.local, self.local_offsets, self.lengths)
 
     def arrival(self) -> Arrival:
         return Arrival(self.local, self.first_tensor, self.tensors_per_layer, self.blocks)
@@ -129,7 +130,7 @@ class Transfers:
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
             wire.ask(connection, Operation.READ, plan.request())
-            for batch in wire.batches(plan.pieces()):
+            for batch in plan.batches():
                 wire.set_deadline(connection, deadline)
                 if faults.resets:
                     wire.receive_pieces(connection, batch[: len(batch) // 2])
@@ -144,7 +145,7 @@ class Transfers:
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
             wire.send_frame(connection, Operation.WRITE, plan.request())
-            for batch in wire.batches(plan.pieces()):
+            for batch in plan.batches():
                 wire.set_deadline(connection, deadline)
                 wire.send_pieces(connection, batch)
                 self._pass(entity, 0, deadline)

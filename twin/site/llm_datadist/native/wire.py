@@ -15,10 +15,9 @@ import socket
 import struct
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
 from typing import Any
 
 # Small buffers are faster here than the kernel's growing ones: they stay in a core's cache.
@@ -143,25 +142,22 @@ def from_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def pieces(
-    regions: Iterable[memoryview], offsets: Sequence[int], lengths: Sequence[int]
-) -> Iterator[memoryview]:
-    """The same spans of each region, region by region."""
-    cuts = [slice(o, o + n) for o, n in zip(offsets, lengths, strict=True)]
-    return (region[cut] for region in regions for cut in cuts)
+def batches(
+    regions: Sequence[memoryview], offsets: Sequence[int], lengths: Sequence[int]
+) -> Iterator[list[memoryview]]:
+    """The same spans of each region, region by region, in lists for one system call each.
 
-
-def batches(pieces: Iterator[memoryview]) -> Iterator[list[memoryview]]:
-    """Pieces in lists that one system call takes, of BATCH bytes or little more."""
-    while batch := list(islice(pieces, PIECES)):
-        start, size = 0, 0
-        for index, piece in enumerate(batch):
-            size += len(piece)
-            if size >= BATCH:
-                yield batch[start : index + 1]
-                start, size = index + 1, 0
-        if start < len(batch):
-            yield batch[start:]
+    A list has at most PIECES pieces, and not much more than BATCH bytes. It is made when it is
+    asked for: the kernel moves one list while the other side makes its next.
+    """
+    cuts = [slice(start, start + size) for start, size in zip(offsets, lengths, strict=True)]
+    at_once = max(min(PIECES, BATCH // max(lengths)), 1)
+    together = max(at_once // len(cuts), 1)  # regions in one list
+    for first in range(0, len(regions), together):
+        group = regions[first : first + together]
+        for start in range(0, len(cuts), at_once):
+            part = cuts[start : start + at_once]
+            yield [region[cut] for region in group for cut in part]
 
 
 def send_pieces(sock: socket.socket, pieces: Sequence[memoryview]) -> None:
@@ -190,6 +186,8 @@ def receive_pieces(sock: socket.socket, pieces: Sequence[memoryview]) -> None:
 
 def _after(pieces: Sequence[memoryview], count: int) -> list[memoryview]:
     """What remains of `pieces` when their first `count` bytes are done."""
+    if count == sum(map(len, pieces)):
+        return []
     for index, piece in enumerate(pieces):
         if count < len(piece):
             return [piece[count:], *pieces[index + 1 :]]
