@@ -30,6 +30,7 @@ class Handoff:
     prefiller: Instance
     request_id: str  # under which the prefiller knows it
     params: dict[str, Any]  # kv_transfer_params for the decoder
+    cached_tokens: int  # of the prompt, found in the prefiller's own cache
 
 
 class Job:
@@ -42,6 +43,7 @@ class Job:
         "ask",
         "attempts",
         "bytes_sent",
+        "cached_tokens",
         "content_type",
         "decoder",
         "endpoint",
@@ -86,6 +88,7 @@ class Job:
         self.prefill_seconds = 0.0
         self.first_at = 0.0
         self.bytes_sent = 0
+        self.cached_tokens: int | None = None  # the prefiller's; None: served by a decoder alone
         self.outcome = ""
         headers = request.headers
         self.content_type = headers.get("content-type", "application/json")
@@ -124,7 +127,9 @@ class Job:
         """Stream an event stream, hold anything else (it may have to be tried again)."""
         if head.status != 200 or not head.is_event_stream:
             return None
-        self.stream = ClientStream(self.request, connection, head, self.own_headers(), self._loop)
+        self.stream = ClientStream(
+            self.request, connection, head, self.own_headers(), self._loop, self.cached_tokens
+        )
         return self.stream
 
     @property

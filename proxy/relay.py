@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractStreamWriter
 from proxy.codec import loads
 from proxy.errors import error_body
 from proxy.http1 import LAST_CHUNK, Head, frame, payload_of
+from proxy.rewrite import with_cached_tokens
 from proxy.upstream import Connection
 
 # A client that reads slower than the decoder writes holds at most this much here.
@@ -65,6 +66,7 @@ class ClientStream:
     """The sink between a decoder's event stream and one client."""
 
     __slots__ = (
+        "_cached_tokens",
         "_connection",
         "_current",
         "_draining",
@@ -87,12 +89,14 @@ class ClientStream:
         head: Head,
         extra: bytes,
         loop: asyncio.AbstractEventLoop,
+        cached_tokens: int | None,
     ) -> None:
         self._request = request
         self._connection = connection
         self._head = head
         self._extra = extra  # header lines of the proxy's own
         self._loop = loop
+        self._cached_tokens = cached_tokens
         self._http11 = request.version >= (1, 1)
         self._previous = b""
         self._current = b""
@@ -112,6 +116,8 @@ class ClientStream:
         transport = self._request.transport
         if transport is None:
             return  # the client is gone; the handler is being cancelled
+        if self._cached_tokens is not None and b'"cached_tokens"' in frames:
+            frames = frame(with_cached_tokens(payload_of(frames), self._cached_tokens))
         if len(self._current) < _TAIL:
             self._current += frames
         else:

@@ -6,6 +6,7 @@ users, in docs/proxy.md.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +175,28 @@ def release_body(ask: Ask, kv_transfer_params: Json) -> bytes:
     wrong with the client's own.
     """
     return dumps(_one_token(ask) | {"kv_transfer_params": kv_transfer_params})
+
+
+# In generated text the quotes would be escaped, so this finds only the field itself.
+_CACHED_TOKENS = re.compile(rb'("cached_tokens": ?)(?:\d+|null)')
+
+
+def with_cached_tokens(data: bytes, cached: int) -> bytes:
+    """The decoder's usage with the prefiller's count of cached prompt tokens.
+
+    To a decoder all that it pulled is "cached": it would report the whole prompt.
+    """
+    if b'"cached_tokens"' not in data:
+        return data
+    return _CACHED_TOKENS.sub(rb"\g<1>%d" % cached, data)
+
+
+def cached_tokens(answer: Json) -> int:
+    """The prefiller's count of cached prompt tokens; null there means none."""
+    usage = answer.get("usage")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return cached if isinstance(cached, int) else 0
 
 
 def _one_token(ask: Ask) -> Json:

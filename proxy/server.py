@@ -13,6 +13,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from proxy import admin
 from proxy.accesslog import AccessLog
 from proxy.admission import Admission
 from proxy.balancer import POLICIES, Address, Group, Instance, Role
@@ -57,10 +58,11 @@ class Proxy:
         self._service = Service(config, self.prefillers, self.decoders, self.metrics)
         self._admission = Admission(config.max_concurrent, config.max_queue, config.queue_seconds)
         self._prober = Prober(config, (self.prefillers, self.decoders))
+        self._admin = admin.Admin(self, config.admin_key)
         self._access_log = AccessLog(config.access_log, self._loop)
         self._server: asyncio.Server | None = None
         self._http: web.Server | None = None
-        self._draining = False
+        self.draining = False
         self._lookups: dict[str, Handler] = {
             "/health": self._health,
             "/healthcheck": self._healthcheck,
@@ -90,7 +92,7 @@ class Proxy:
         """Take no new requests, let those under way end (at most `drain_seconds`), close."""
         assert self._server is not None
         assert self._http is not None
-        self._draining = True
+        self.draining = True
         self._server.close()
         deadline = self._loop.time() + self._config.drain_seconds
         self._http.pre_shutdown()
@@ -99,7 +101,7 @@ class Proxy:
         await self._service.finish(max(0.0, deadline - self._loop.time()))
         await self._prober.stop()
         self._watch.stop()
-        for instance in (*self.prefillers.instances, *self.decoders.instances):
+        for instance in self.instances:
             instance.pool.close()
         await self._access_log.close()
 
@@ -110,6 +112,15 @@ class Proxy:
         instance = Instance(role, address, pool, Breaker(config.failures))
         self.group(role).instances.append(instance)
         return instance
+
+    def remove(self, instance: Instance) -> None:
+        """Take an instance out of service for good; it should be drained."""
+        self.group(instance.role).instances.remove(instance)
+        instance.pool.close()
+
+    @property
+    def instances(self) -> list[Instance]:
+        return self.prefillers.instances + self.decoders.instances
 
     @property
     def cleaning_up(self) -> int:
@@ -154,6 +165,9 @@ class Proxy:
             lookup = self._lookups.get(path)
             if lookup is not None and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
                 return await lookup(request)
+            if path.startswith(admin.PATH):
+                answer = await self._admin.answer(request, await self._body(request))
+                return _write_json(request, 200, answer)
             if path in TO_DECODER:
                 return await self._to_decoder(request)
             if chat is not None or lookup is not None:
@@ -164,7 +178,7 @@ class Proxy:
 
     async def _generate(self, request: web.BaseRequest, path: str, chat: bool) -> Written:
         arrived = self._loop.time()
-        if self._draining:
+        if self.draining:
             raise ProxyError(503, "the proxy is shutting down", retry_after=5)
         raw = await self._body(request)
         try:
@@ -259,7 +273,7 @@ class Proxy:
     async def _health(self, request: web.BaseRequest) -> Written:
         """200 when a request could be served now."""
         prefillers, decoders = self.prefillers.available, self.decoders.available
-        if self._draining:
+        if self.draining:
             status = "draining"
         elif prefillers and decoders:
             status = "ok"
@@ -289,7 +303,7 @@ class Proxy:
             (),
             [((), self.cleaning_up)],
         )
-        instances = (*self.prefillers.instances, *self.decoders.instances)
+        instances = self.instances
         labels = ("role", "instance")
         for name, text, value in (
             ("in_flight", "Requests in flight.", lambda i: i.in_flight),

@@ -22,7 +22,14 @@ from proxy.job import Handoff, Job
 from proxy.leg import Leg
 from proxy.metrics import Metrics
 from proxy.relay import ClientStream, Written, write_answer
-from proxy.rewrite import alone_body, decode_body, prefill_body, release_body
+from proxy.rewrite import (
+    alone_body,
+    cached_tokens,
+    decode_body,
+    prefill_body,
+    release_body,
+    with_cached_tokens,
+)
 from proxy.upstream import Answer, Cause, UpstreamError
 
 # An unwanted stream is left with its decoder until the first event, at most this long.
@@ -188,7 +195,8 @@ class Service:
 
     def _handoff(self, job: Job, prefiller: Instance, answer: Answer) -> Handoff | None:
         try:
-            params = loads(answer.body).get("kv_transfer_params")
+            told = loads(answer.body)
+            params = told.get("kv_transfer_params")
         except (ValueError, AttributeError):
             error = UpstreamError(Cause.PROTOCOL, "answered 200 with a body that is not JSON")
             raise self._broke(prefiller, error) from None
@@ -196,7 +204,7 @@ class Service:
             # Not a fault: connectors hand nothing over when there is nothing worth it.
             job.alone = "no-handover"
             return None
-        return Handoff(prefiller, job.engine_id, params)
+        return Handoff(prefiller, job.engine_id, params, cached_tokens(told))
 
     def _prefill_unwanted(self, job: Job, leg: Leg) -> None:
         """The client is gone: the prefiller must stop, or, if it is done, be freed."""
@@ -232,6 +240,7 @@ class Service:
         job.phase = "decode"
         job.decoder = decoder
         job.stream = None
+        job.cached_tokens = None if handoff is None else handoff.cached_tokens
         body = alone_body(ask) if handoff is None else decode_body(ask, handoff.params)
         request = job.engine_request(decoder, job.engine_id, body)
         limit = config.first_token_seconds if ask.stream else config.answer_seconds
@@ -253,6 +262,7 @@ class Service:
             raise self._broke(decoder, no_json)
         if handoff is not None:
             self._metrics.kv_taken.add()
+            answer.body = with_cached_tokens(answer.body, handoff.cached_tokens)
         return self._give(job, answer)
 
     def _decode_broke(self, job: Job, decoder: Instance, error: UpstreamError) -> Written:

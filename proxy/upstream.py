@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, cast, cast
+from typing import Protocol, cast
 
 from proxy.http1 import MAX_HEAD, ChunkScanner, Head, ProtocolError, frame, parse_head, payload_of
 

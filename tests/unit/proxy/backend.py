@@ -67,6 +67,7 @@ class Engine:
     port: int = 0
     fault: Fault | None = None
     healthy: bool = True
+    cached_tokens: int | None = None  # reported in the usage
     admit_seconds: float = 0.0  # between the arrival of a request and its admission
     seen: list[Seen] = field(default_factory=list)
     kv: dict[str, object] = field(default_factory=dict)  # request id: prompt
@@ -191,7 +192,9 @@ class Engine:
                 "remote_port": self.port,
                 "remote_tp_size": "2",
             }
-        answer = _answer(body, text_of(prompt, 1)) | {"kv_transfer_params": params}
+        answer = _answer(body, text_of(prompt, 1), self.cached_tokens) | {
+            "kv_transfer_params": params
+        }
         return await self._send_json(request, answer, fault)
 
     def _check_prefill(self, body: dict[str, Any]) -> None:
@@ -225,7 +228,7 @@ class Engine:
         tokens = text_of(prompt, limit)
         if not body.get("stream"):
             await asyncio.sleep(fault.token_delay * limit)
-            return await self._send_json(request, _answer(body, tokens), fault)
+            return await self._send_json(request, _answer(body, tokens, self.cached_tokens), fault)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         if fault.reset == "head":
@@ -244,7 +247,7 @@ class Engine:
                 return _reset(request)
             await response.write(_event(_chunk(body, token)))
         if (body.get("stream_options") or {}).get("include_usage"):
-            usage = {"prompt_tokens": 5, "completion_tokens": limit, "total_tokens": 5 + limit}
+            usage = _usage(limit, self.cached_tokens)
             await response.write(_event({"choices": [], "usage": usage}))
         if not fault.no_done:
             await response.write(b"data: [DONE]\n\n")
@@ -281,7 +284,7 @@ def _reset(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
-def _answer(body: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
+def _answer(body: dict[str, Any], tokens: list[str], cached: int | None) -> dict[str, Any]:
     text = "".join(tokens)
     choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "logprobs": None}
     choice |= (
@@ -289,7 +292,6 @@ def _answer(body: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
         if "messages" in body
         else {"text": text}
     )
-    usage = {"prompt_tokens": 5, "completion_tokens": len(tokens), "total_tokens": 5 + len(tokens)}
     kind = "chat.completion" if "messages" in body else "text_completion"
     return {
         "id": "cmpl-1",
@@ -297,8 +299,13 @@ def _answer(body: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
         "created": 1,
         "model": "tiny",
         "choices": [choice] * (body.get("n") or 1),
-        "usage": usage,
+        "usage": _usage(len(tokens), cached),
     }
+
+
+def _usage(tokens: int, cached: int | None) -> dict[str, Any]:
+    usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
+    return usage if cached is None else usage | {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def _chunk(body: dict[str, Any], token: str) -> dict[str, Any]:

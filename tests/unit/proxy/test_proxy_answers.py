@@ -247,6 +247,25 @@ async def test_metrics_count_requests_and_taken_kv() -> None:
 
 
 @both_forms
+@pytest.mark.parametrize(("prefillers", "reported"), [(3, 3), (None, 0)])
+@asynchronous
+async def test_cached_tokens_are_the_prefillers(
+    prefillers: int | None, reported: int, stream: bool
+) -> None:
+    """A decoder reports as cached all that it pulled."""
+    async with pd(decoders=1) as it:
+        it.prefillers[0].cached_tokens = prefillers
+        it.decoders[0].cached_tokens = 5
+        options = {"stream_options": {"include_usage": True}} if stream else {}
+        reply = await it.ask(stream=stream, **options)
+        usage = reply.events[-2]["usage"] if stream else reply.json["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": reported}
+        assert reply.text == right_text()
+        alone = await it.ask(n=2)
+        assert alone.json["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
+
+
+@both_forms
 @asynchronous
 async def test_http_1_0_client_gets_no_chunks(stream: bool) -> None:
     async with pd() as it:
