@@ -409,17 +409,12 @@ class Scenario(BaseModel):
     faults: tuple[Annotated[Fault, BeforeValidator(_as_fault)], ...] = ()
     expect: Annotated[Expectation, BeforeValidator(_as_expectation)] = Expectation()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _clean_at_the_top(cls, data: Any) -> Any:
-        """`clean: true` may stand beside `expect` as well as in it."""
-        if not isinstance(data, dict) or "clean" not in data:
-            return data
-        rest = {key: value for key, value in data.items() if key != "clean"}
-        expect = _as_expectation(rest.get("expect", []))
-        if isinstance(expect, dict):
-            expect = expect | {"clean": data["clean"]}
-        return rest | {"expect": expect}
+    clean: bool | None = None  # may stand here instead of in `expect`
+
+    @property
+    def must_be_clean(self) -> bool:
+        """Whether any other failing finding, or anything left behind, is a false one."""
+        return self.expect.clean if self.clean is None else self.clean
 
     def break_fabric(self, state: FabricState) -> None:
         for fault in self.faults:

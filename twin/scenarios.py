@@ -1,0 +1,97 @@
+"""All scenarios, one after the other: `python -m twin.scenarios [--fast] [FILE or DIRECTORY …]`.
+
+Prints a table as it goes: scenario, what was expected where, what was got, seconds, false
+findings. Ends with 1 if any scenario is not caught exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pd_validate.errors import PdValidateError
+from twin.cluster import PROJECT
+from twin.scenario import Expected
+from twin.trial import NETWORK, Trial, TrialFailed, try_scenario
+
+SCENARIOS = PROJECT / "tests" / "scenarios"
+# Of the network scenarios one of each kind, quick ones: part of `make test`.
+FAST = (
+    *("healthy-a2", "healthy-a3", "link-down", "hccn-conf-stale-address", "address-missing"),
+    *("address-duplicate", "gateway-outside-subnet", "ping-loss", "ping-unreachable"),
+    *("tls-differs", "net-health-unreachable", "a3-vnic-down", "driver-not-loaded"),
+    *("port-taken", "host-unreachable", "proxy-variable", "npu-in-use", "tool-missing"),
+)
+
+
+def scenario_files(places: Sequence[Path], *, fast: bool = False) -> list[Path]:
+    """The scenario files at `places` (files, or directories to look into), in order of name."""
+    files = [file for place in places or [SCENARIOS] for file in _files(place)]
+    return [file for file in files if not fast or file.stem in FAST]
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if not place.is_dir():
+        yield place
+        return
+    for kind in (NETWORK, "ranktable", "engine"):
+        yield from sorted((place / kind).glob("*.yaml"))
+    yield from sorted(place.glob("*.yaml"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m twin.scenarios", description=__doc__)
+    parser.add_argument("places", nargs="*", type=Path, metavar="FILE or DIRECTORY")
+    parser.add_argument("--fast", action="store_true", help="only those of `make test`")
+    parser.add_argument(
+        "--as-user", action="store_true", help="run each in a pytest of its own, as a user would"
+    )
+    options = parser.parse_args(argv)
+    files = scenario_files(options.places, fast=options.fast)
+    if not files:
+        parser.error("no scenario files there")
+    print(_line("scenario", "expected", "got", "seconds", "false"))
+    print(_line("---", "---", "---", "---", "---"))
+    failed: list[str] = []
+    for file in files:
+        try:
+            trial = try_scenario(file, as_user=options.as_user)
+        except (PdValidateError, TrialFailed) as error:
+            print(_line(file.stem, "", "not tried", "", ""), flush=True)
+            failed.append(f"{file}: {error}")
+            continue
+        print(_row(trial), flush=True)
+        if not trial.caught:
+            failed.append(str(trial))
+    print(f"\n{len(files) - len(failed)} of {len(files)} scenarios caught exactly")
+    for story in failed:
+        print(f"\n{story}")
+    return 1 if failed else 0
+
+
+def _row(trial: Trial) -> str:
+    wanted = "; ".join(_place(each) for each in trial.expected) or "nothing"
+    missed = trial.missed
+    found = "as expected"
+    if missed:
+        found = "not found: " + "; ".join(_place(each) for each in missed)
+    elif not trial.caught and trial.notes:
+        found = trial.notes[0].splitlines()[0]
+    false = "; ".join(f"{f.id} at {f.where}" for f in trial.false_findings) or "none"
+    return _line(trial.file.stem, wanted, found, f"{trial.seconds:.1f}", false)
+
+
+def _place(wanted: Expected) -> str:
+    severity = f"{wanted.severity.value} " if wanted.severity is not None else ""
+    return f"{severity}{wanted.id} at {wanted.where}"
+
+
+def _line(*cells: str) -> str:
+    """A row of a Markdown table, so that it can be pasted into a report."""
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
