@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pd_validate.checks.view import View, grouped, listed, usual
-from pd_validate.facts.hosts import MODULES, HostFacts, ModelFiles, Software
+from pd_validate.facts.hosts import MODULES, ModelFiles, Software
 from pd_validate.facts.reading import Reason
 from pd_validate.findings import Finding, Severity, Where
 
@@ -32,7 +32,20 @@ def check_software(view: View) -> Iterator[Finding]:
                 evidence=(host.software.output.evidence,),
             )
             continue
-        lacking = _lacking(view, host, host.software.value, versions)
+        unknown = [
+            name
+            for name in _expected(view)
+            if name in _FROM_FILES and host.software.value.versions.get(name) is None
+        ]
+        if unknown:
+            yield Finding(
+                id="software.unexpected",
+                severity=Severity.UNKNOWN,
+                where=Where(host=host.host),
+                expected="; ".join(f"{name} {_expected(view)[name]}" for name in unknown),
+                got="a version that cannot be read here",
+            )
+        lacking = _lacking(view, host.software.value, versions)
         if lacking:
             yield Finding(
                 id="software.missing",
@@ -45,25 +58,24 @@ def check_software(view: View) -> Iterator[Finding]:
         yield from _compared(view, name, by_host)
 
 
+# Read from files that a container need not have: absent means not known, never missing.
+_FROM_FILES = ("driver", "firmware", "cann")
+
+
 def _lacking(
-    view: View,
-    host: HostFacts,
-    software: Software,
-    versions: Mapping[str, Mapping[str, str]],
+    view: View, software: Software, versions: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
     """What an instance needs, what the cluster file names, and what most hosts have.
 
-    vllm-ascend's own connector needs all that the hardware profile lists. Ours runs on
+    vllm-ascend's own connector needs all packages of the hardware profile. Ours runs on
     any build of vLLM, so without `expect` the other packages need only be alike.
     """
     upstream = view.cluster.connector.kind == "vllm-ascend"
     needed = [*(view.profile.required_software if upstream else ("vllm",)), *_expected(view)]
     half = len(view.facts.hosts) / 2
     needed += [name for name, by_host in versions.items() if len(by_host) > half]
-    if host.table.value is None:
-        # A driver that does not answer has its own finding, and its version comes from there.
-        needed = [name for name in needed if name not in ("driver", "firmware")]
-    lacking = [name for name in dict.fromkeys(needed) if software.versions.get(name) is None]
+    packages = [name for name in dict.fromkeys(needed) if name not in _FROM_FILES]
+    lacking = [name for name in packages if software.versions.get(name) is None]
     if view.cluster.connector.kind != "module":
         lacking += [name for name in MODULES if software.modules.get(name) is None]
     return lacking

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -53,7 +52,9 @@ def collect(request: Json) -> Json:
     if "files" in request:
         document["files"] = {name: runner.run({"argv": argv}) for name, argv in request["files"]}
     commands = request.get("commands", [])
-    results = [runner.run(spec) for spec in commands]
+    results: list[Json] = []
+    for spec in commands:
+        results.append(runner.run(spec, not_needed(spec, results)))
     settle(runner, commands, results)
     document["commands"] = results
     if "network" in request:
@@ -63,7 +64,7 @@ def collect(request: Json) -> Json:
     if "ports" in request:
         document["ports"] = [port(address, number) for address, number in request["ports"]]
     if "software" in request:
-        document["software"] = software(runner, request["software"])
+        document["software"] = runner.run(request["software"])
     if "model" in request:
         document["model"] = model(request["model"])
     if "clock" in request:
@@ -92,13 +93,16 @@ class Runner:
         self.settings = ""  # hccn.conf, for commands that depend on a key of it
         self.chips: dict[int, list[str]] = {}  # physical id -> card and chip for npu-smi
 
-    def run(self, spec: Json) -> Json:
-        """`spec`: argv, and optionally timeout, device, retry_texts, needs_key."""
+    def run(self, spec: Json, skip: str = "") -> Json:
+        """`spec`: argv, and optionally shown, env, timeout, device, retry_texts, needs_key, keep.
+
+        `skip`: why it shall not be run.
+        """
         argv = [self.substitute(word, spec) for word in spec["argv"]]
         if argv[0] in ("hccn_tool", "npu-smi"):
             argv = self.prefix + argv
-        shown = " ".join(argv)
-        why = self.reason_to_skip(spec)
+        shown = spec.get("shown") or " ".join(argv)
+        why = skip or self.reason_to_skip(spec)
         if why:
             return {"command": shown, "skipped": why}
         device = spec.get("device")
@@ -106,7 +110,7 @@ class Runner:
         pause = FIRST_PAUSE
         attempt = 1
         while True:
-            result = execute(argv, spec.get("timeout", self.timeout))
+            result = execute(argv, spec.get("timeout", self.timeout), spec.get("env"))
             text = result["stdout"] + result["stderr"]
             again = any(busy in text for busy in spec.get("retry_texts", ()))
             if not again or attempt > retries or self.left() < pause:
@@ -163,6 +167,17 @@ class Runner:
         return self.as_root
 
 
+def not_needed(spec: Json, results: list[Json]) -> str:
+    """Why a command that depends on an earlier answer (`only_if`: index, texts) is left out."""
+    if "only_if" not in spec:
+        return ""
+    index, texts = spec["only_if"]
+    said = results[index].get("stdout", "") + results[index].get("stderr", "")
+    if any(text in said for text in texts):
+        return ""
+    return f"`{results[index]['command']}` has answered"
+
+
 def settle(runner: Runner, commands: Json, results: list[Json]) -> None:
     """Ask again, all together, where a state was on its way: a few pauses for the whole host.
 
@@ -187,10 +202,13 @@ def settle(runner: Runner, commands: Json, results: list[Json]) -> None:
             results[index] = runner.run(commands[index])
 
 
-def execute(argv: list[str], timeout: float) -> Json:
-    """Run a command to its end or its deadline; its whole process group ends with it."""
+def execute(argv: list[str], timeout: float, more: dict[str, str] | None = None) -> Json:
+    """Run a command to its end or its deadline; its whole process group ends with it.
+
+    `more`: variables over those of the login.
+    """
     started = time.monotonic()
-    environment = dict(os.environ, LC_ALL="C")
+    environment = dict(os.environ, LC_ALL="C", **(more or {}))
     try:
         process = subprocess.Popen(
             argv,
@@ -372,37 +390,7 @@ def holder(number: int) -> str:
     return ""
 
 
-# --- software and model -------------------------------------------------------------------------
-
-# Run by the Python that will run the engines. Nothing heavy is imported: a package's version
-# comes from its metadata, and whether a module is there from the import system's search.
-_PACKAGES = """
-import importlib.metadata, importlib.util, json, sys
-packages, modules = json.loads(sys.argv[1])
-versions, found = {}, {}
-for name in packages:
-    try:
-        versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        versions[name] = None
-for name in modules:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    found[name] = None if spec is None else (spec.origin or str(spec.submodule_search_locations))
-print(json.dumps({"python": sys.version.split()[0], "packages": versions, "modules": found}))
-"""
-
-
-def software(runner: Runner, options: Json) -> Json:
-    names = json.dumps([options["packages"], options["modules"]])
-    python = shutil.which(options["python"]) or options["python"]
-    result = runner.run({"argv": [python, "-c", _PACKAGES, names], "timeout": 60})
-    names = ", ".join(options["packages"] + options["modules"])
-    result["command"] = f"{python} -c '<versions of {names}>'"
-    return result
-
+# --- model --------------------------------------------------------------------------------------
 
 WHOLE = 32 << 20  # bytes; a file up to this size is digested whole
 SAMPLES = 16  # pieces of a larger file, evenly spread, ends included

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 from ipaddress import ip_interface
@@ -225,11 +225,7 @@ def _request_of(cluster: Cluster, plan: LaunchPlan, host: str) -> ReadRequest:
         "ports": [list(pair) for pair in _ports(plan.on(host))],
     }
     if cluster.checks.software:
-        document["software"] = {
-            "python": cluster.python,
-            "packages": list(PACKAGES),
-            "modules": list(MODULES),
-        }
+        document["software"] = _probe(cluster, plan, host)
         document["model"] = str(cluster.model.path)
     return ReadRequest(host, profile.product, devices, document, budget)
 
@@ -272,13 +268,18 @@ def _commands(
             "settle_texts": ["status: Init", "status: Detect ip set"],
             "settle_unless": first + queries.index("netdetect"),
         }
+        for index, query in enumerate(queries):
+            if "-inet6" in query:
+                commands[first + index]["only_if"] = [first + queries.index("ip"), [_NO_IPV4]]
     return commands
 
 
 _HCCN_QUERIES = (
     *("link", "ip", "net_health", "netdetect", "gateway", "lldp"),
-    *("link_stat", "optical", "speed", "duplex", "mtu", "tls", "vnic"),
+    *("link_stat", "optical", "speed", "duplex", "mtu", "tls"),
+    *("ip -inet6", "netdetect -inet6", "gateway -inet6", "vnic"),
 )
+_NO_IPV4 = "no ip was preset"
 # These do not say that the device is busy: they only fail then.
 _BUSY_MEANS_FAILED = ("ip", "net_health", "vnic")
 
@@ -288,7 +289,7 @@ def _hccn_command(device: int, query: str) -> dict[str, Any]:
     if query in _BUSY_MEANS_FAILED:
         texts += hccn.FAILED_TEXTS
     command: dict[str, Any] = {
-        "argv": ["hccn_tool", "-i", str(device), f"-{query}", "-g"],
+        "argv": ["hccn_tool", "-i", str(device), *f"-{query}".split(), "-g"],
         "device": device,
         "retry_texts": texts,
     }
@@ -321,6 +322,47 @@ def _files(devices: Sequence[int]) -> list[tuple[str, list[str]]]:
         ("hugepages", ["cat", _THP]),
         ("virtual", ["systemd-detect-virt"]),
     ]
+
+
+# Run by the Python that will run the engines, after the same scripts. Nothing heavy is
+# imported: a version comes from a package's metadata, whether a module is there from the
+# import system's search, CANN's version from where its set_env.sh points.
+_PROBE = """
+import glob, importlib.metadata, importlib.util, json, os, sys
+packages, modules = json.loads(sys.argv[1])
+versions, found = {}, {}
+for name in packages:
+    try:
+        versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        versions[name] = None
+for name in modules:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    found[name] = None if spec is None else (spec.origin or str(spec.submodule_search_locations))
+cann = ""
+for home in (os.environ.get("ASCEND_HOME_PATH"), os.environ.get("ASCEND_TOOLKIT_HOME")):
+    for path in glob.glob(f"{home}/*-linux/ascend_toolkit_install.info") if home else ():
+        cann = cann or open(path).read()
+print("\\n" + json.dumps({"python": sys.version.split()[0], "packages": versions,
+    "modules": found, "cann": cann}))
+"""
+
+
+def _probe(cluster: Cluster, plan: LaunchPlan, host: str) -> dict[str, Any]:
+    """The command that tells versions, in the environment of the host's first instance."""
+    names = json.dumps([PACKAGES, MODULES])
+    argv = (cluster.python, "-c", _PROBE, names)
+    launch = next((p for p in plan.instances.values() if p.host == host), None)
+    command = argv if launch is None else replace(launch, argv=argv).command
+    return {
+        "argv": list(command),
+        "env": {} if launch is None else dict(launch.env),
+        "shown": f"{cluster.python} -c '<versions of {', '.join((*PACKAGES, *MODULES))}>'",
+        "timeout": 60,
+    }
 
 
 def _ports(processes: Iterable[Process]) -> list[tuple[str, int]]:
@@ -477,6 +519,15 @@ def _device_facts(device: int, product: str, outputs: Sequence[Output]) -> Devic
         spod = not_read("npu-smi info -t spod-info", f"{product} has no super pod")
         queue.append(Output(f"hccn_tool -i {device} -vnic -g", skipped=f"not used on {product}"))
     by_query = dict(zip(_HCCN_QUERIES, queue, strict=True))
+    ip = hccn.parse_ip(by_query["ip"])
+    netdetect = hccn.parse_netdetect(by_query["netdetect"])
+    gateway = hccn.parse_gateway(by_query["gateway"])
+    ip6 = hccn.parse_ip(by_query["ip -inet6"])
+    if ip6.value is not None and ip6.value.first is not None:
+        # A fabric of IPv6: what is said of IPv4 does not matter then.
+        ip = ip6
+        netdetect = hccn.parse_netdetect(by_query["netdetect -inet6"])
+        gateway = hccn.parse_gateway(by_query["gateway -inet6"])
     return DeviceFacts(
         device=device,
         link=hccn.parse_link(by_query["link"]),
@@ -486,9 +537,9 @@ def _device_facts(device: int, product: str, outputs: Sequence[Output]) -> Devic
         speed=hccn.parse_speed(by_query["speed"]),
         duplex=hccn.parse_duplex(by_query["duplex"]),
         net_health=hccn.parse_net_health(by_query["net_health"]),
-        netdetect=hccn.parse_netdetect(by_query["netdetect"]),
-        gateway=hccn.parse_gateway(by_query["gateway"]),
-        ip=hccn.parse_ip(by_query["ip"]),
+        netdetect=netdetect,
+        gateway=gateway,
+        ip=ip,
         mtu=hccn.parse_mtu(by_query["mtu"]),
         tls=hccn.parse_tls(by_query["tls"]),
         vnic=hccn.parse_vnic(by_query["vnic"]),
@@ -533,14 +584,14 @@ def _software(
     if refused is not None:
         return refused
     try:
-        found = json.loads(output.stdout)
-    except ValueError:
+        found = json.loads(output.stdout.strip().splitlines()[-1])  # scripts may talk before
+    except (IndexError, ValueError):
         return failed(Reason.UNPARSABLE, output)
     driver = _version(files["driver"].stdout) or (table.value.driver if table.value else None)
     versions: dict[str, str | None] = {
         "driver": driver,
         "firmware": _version(files["firmware"].stdout) or npu_smi.firmware_version(board),
-        "cann": _version(files["cann"].stdout),
+        "cann": _version(found["cann"]) or _version(files["cann"].stdout),
         **found["packages"],
     }
     return measured(Software(versions, found["modules"], found["python"]), output)

@@ -101,6 +101,11 @@ class Lab:
             self.failures,
         )
 
+    def tasks(self) -> list[PingTask]:
+        """All pings that will be run."""
+        plan = ping_plan(self.cluster, self.facts)
+        return [task for host in self.cluster.hosts for task in plan.of(host)]
+
     def report(self, *, idle: bool = True) -> Report:
         facts = self.facts
         plan = ping_plan(self.cluster, facts)
@@ -170,6 +175,8 @@ class Lab:
 
     def _output(self, host: str, command: str) -> Output:
         known = self.answers.get((host, command))
+        if known is None and "-inet6" in command:
+            return Output(command, skipped="`-ip -g` has answered")
         if known is None:
             known = self._healthy(host, command)
         stdout, stderr, code = known
@@ -339,6 +346,7 @@ def software_text(**versions: str | None) -> str:
         {
             "python": "3.11.7",
             "packages": known | versions,
+            "cann": "version=8.2.RC1\n",
             "modules": {"llm_datadist": "/usr/local/llm_datadist/__init__.py"},
         }
     )

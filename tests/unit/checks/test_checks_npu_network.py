@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import FAILED, Lab, spod_text, tls_text
+from lab import FAILED, Lab, ping_text, spod_text, tls_text
 
 from pd_validate.spec.models import DockerExecRuntime
 
@@ -45,6 +45,28 @@ def test_no_address_on_a3_inside_a_super_pod_warns() -> None:
     lab.device("d1", 6, "ip", *NO_IP)
     assert "warn address.missing at d1 npu6" in lab.lines()
     assert all(line.startswith("warn") for line in lab.lines())
+
+
+def test_a_fabric_of_ipv6_is_well() -> None:
+    lab = Lab()
+    for index, host in enumerate(lab.cluster.hosts, start=1):
+        conf = ""
+        for number in range(8):
+            address = f"fd00::{index}:{number}"
+            lab.device(host, number, "ip", *NO_IP)
+            lab.device(host, number, "ip -inet6", f"ipv6_address:{address}\nprefix_length:64\n")
+            lab.device(host, number, "netdetect", "netdetect addr: 0.0.0.0\n")
+            lab.device(host, number, "netdetect -inet6", "netdetect addr: fd00::1\n")
+            lab.device(host, number, "gateway", *NO_GATEWAY)
+            lab.device(host, number, "gateway -inet6", "gateway:fd00::1\n")
+            conf += f"IPv6address_{number}={address}\nIPv6netmask_{number}=64\n"
+            conf += f"IPv6gateway_{number}=fd00::1\ntls_enable_{number}=0\n"
+        lab.answer(host, "cat /etc/hccn.conf", conf)
+    tasks = lab.tasks()
+    assert all("-inet6" in task.argv for task in tasks)
+    for task in tasks:
+        lab.answer(task.source.host, " ".join(task.argv), ping_text(task.address))
+    assert lab.lines() == []
 
 
 def test_duplicate_address_names_the_device_whose_file_differs() -> None:

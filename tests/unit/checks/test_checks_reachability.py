@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 from lab import BUSY, Lab, hccs_ping_text, ping_text
 
-from pd_validate.facts.pings import PingTask, ping_plan
-
-
-def tasks(lab: Lab) -> list[PingTask]:
-    plan = ping_plan(lab.cluster, lab.facts)
-    return [task for host in lab.cluster.hosts for task in plan.of(host)]
-
 
 def spoil(lab: Lab, received: int, *, source: tuple = (None, None), target: tuple = (None, None)):
     """All pings between these places get only `received` packets back; None: any."""
-    for task in tasks(lab):
+    for task in lab.tasks():
         ends = zip(
             (task.source.host, task.source.device, task.target.host, task.target.device),
             (*source, *target),
@@ -103,7 +96,7 @@ def test_pings_of_unused_npus_warn() -> None:
 
 def test_large_packets_that_do_not_pass() -> None:
     lab = Lab()
-    large = [t for t in tasks(lab) if t.size and t.source.host == "p1" and t.source.device == 0]
+    large = [t for t in lab.tasks() if t.size and t.source.host == "p1" and t.source.device == 0]
     assert {task.size for task in large} == {8192 - 28}  # one full frame with its headers
     for task in large:
         text = f"device 0 PING {task.address}\nsendto: Message too long\n"
@@ -114,7 +107,7 @@ def test_large_packets_that_do_not_pass() -> None:
 def test_large_packets_on_a_dead_pair_add_nothing() -> None:
     lab = Lab()
     spoil(lab, 0, source=("p1", 0), target=("d1", 6))
-    assert any(task.size for task in tasks(lab) if str(task.target) == "d1 npu6")
+    assert any(task.size for task in lab.tasks() if str(task.target) == "d1 npu6")
     assert len(lab.lines()) == 1
 
 
@@ -127,7 +120,7 @@ def test_slow_pair_against_the_matrix_warns() -> None:
 
 def test_a_fabric_that_is_slow_everywhere_has_no_outlier() -> None:
     lab = Lab()
-    for task in tasks(lab):
+    for task in lab.tasks():
         text = ping_text(task.address, times=(5.0, 4.0, 4.2))
         lab.answer(task.source.host, " ".join(task.argv), text)
     assert lab.lines() == []
@@ -177,7 +170,7 @@ HCCS = "hccn_tool -i 0 -hccs_ping -g address 192.1.2.193"  # p1 npu0 -> d1 npu6
 )
 def test_hccs_ping_whose_exit_code_says_success(text: str, lines: list[str]) -> None:
     lab = Lab("A3")
-    assert HCCS in {" ".join(task.argv) for task in tasks(lab)}
+    assert HCCS in {" ".join(task.argv) for task in lab.tasks()}
     lab.answer("p1", HCCS, text)
     assert lab.lines() == lines
 
@@ -186,7 +179,7 @@ def test_a_host_that_cannot_be_read_is_not_pinged_and_blocks_only_itself() -> No
     lab = Lab()
     lab.unreachable("d1")
     assert lab.lines() == ["fail host.unreachable at d1"]
-    assert {task.target.host for task in tasks(lab)} == {"p1", "d2"}
+    assert {task.target.host for task in lab.tasks()} == {"p1", "d2"}
     report = lab.report()
     assert [f.id for f in report.problems("ping", "d1")] == ["host.unreachable"]
     assert report.problems("ping", "d2") == []

@@ -66,6 +66,15 @@ def test_version_that_the_cluster_file_does_not_expect() -> None:
     assert lab.lines() == ["fail software.unexpected at d1"]
 
 
+def test_version_that_is_expected_and_cannot_be_read_is_unknown() -> None:
+    lab = Lab(expect=Expect(firmware="7.7.0.6.236"))
+    assert lab.lines() == [
+        "unknown software.unexpected at d1",
+        "unknown software.unexpected at d2",
+        "unknown software.unexpected at p1",
+    ]
+
+
 def test_software_is_not_looked_at_if_the_cluster_file_says_so() -> None:
     lab = Lab()
     checks = lab.cluster.checks.model_copy(update={"software": False})
