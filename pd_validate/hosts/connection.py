@@ -30,8 +30,10 @@ from pd_validate.errors import (
     HostKeyChanged,
     HostUnreachable,
     LabError,
+    WaitTimeout,
 )
 from pd_validate.spec.models import Ssh
+from pd_validate.waiting import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,38 +179,53 @@ class SshConnection:
             channel.close()
 
     def _open_channel(self, line: str, deadline: float) -> paramiko.Channel:
-        """A session that runs `line`. A connection found dead is opened anew, once."""
+        """A session that runs `line`."""
+        refused: list[paramiko.ChannelException] = []
+
+        def attempt() -> paramiko.Channel | None:
+            try:
+                return self._start(line, deadline)
+            except paramiko.ChannelException as error:
+                refused[:] = [error]
+                return None
+
+        # A server may count sessions a moment longer than we do: until it has reaped what ran.
+        try:
+            return wait_for(attempt, seconds=_left(deadline), what="a session", interval=0.05)
+        except WaitTimeout:
+            raise LabError(
+                f"{self.name}: the SSH server allows no further session ({refused[0].text}). "
+                f"It must allow {_MAX_SESSIONS + 2} at a time: MaxSessions in sshd_config"
+            ) from None
+
+    def _start(self, line: str, deadline: float) -> paramiko.Channel:
+        """One attempt; a connection that turns out to be dead is replaced, once."""
         for attempt in (1, 2):
             transport = self._transport()
-            left = max(0.1, deadline - time.monotonic())
             channel: paramiko.Channel | None = None
             try:
-                channel = transport.open_session(timeout=left)
-                channel.settimeout(left)
+                channel = transport.open_session(timeout=_left(deadline))
+                channel.settimeout(_left(deadline))
                 channel.exec_command(line)
+            except paramiko.ChannelException:
+                raise
             except (paramiko.SSHException, EOFError, OSError) as error:
                 if channel is not None:
                     channel.close()
-                if transport.is_active() and not isinstance(error, paramiko.ChannelException):
-                    # The server does not answer on a connection that looks alive.
-                    self._forget(transport)
+                hung = transport.is_active()
+                self._forget(transport)
+                if hung:
                     raise HostUnreachable(
                         f"{self.name}: {self.where} is connected but did not start a command "
-                        f"within {left:.1f} s. Is the machine overloaded or hung?"
+                        "in time. Is the machine overloaded or hung?"
                     ) from None
-                if isinstance(error, paramiko.ChannelException):
-                    raise LabError(
-                        f"{self.name}: the SSH server refused another session ({error.text}). "
-                        f"It must allow {_MAX_SESSIONS + 2} at a time: MaxSessions in sshd_config"
-                    ) from None
-                self._forget(transport)
                 if attempt == 2:
                     raise HostUnreachable(
                         f"{self.name}: {self.where} closes every connection: {_reason(error)}"
                     ) from None
             else:
                 return channel
-        raise AssertionError("unreachable: the second attempt returns or raises")
+        raise AssertionError("the second attempt returns or raises")
 
     # --- connecting -----------------------------------------------------------------------------
 
@@ -484,6 +501,11 @@ class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
             "/etc/ssh/ssh_host_*_key.pub` on its console, then add it: "
             f"ssh-keyscan -p {self._port} {self._host} >> {self._known_hosts}"
         )
+
+
+def _left(deadline: float) -> float:
+    """Seconds until `deadline`, but enough for one attempt."""
+    return max(0.1, deadline - time.monotonic())
 
 
 def _fingerprint(key: paramiko.PKey) -> str:

@@ -159,7 +159,8 @@ class RemoteHost:
 
     def stream(self, argv: Sequence[str], *, env: Mapping[str, str]) -> paramiko.Channel:
         """Start a program that we talk with; no deadline but its own. The caller closes it."""
-        return self._connection.stream(self._wrapped(argv, env))
+        # exec: no shell of ours stays between the server and the program.
+        return self._connection.stream(f"exec {self._wrapped(argv, env)}")
 
     # --- files ----------------------------------------------------------------------------------
 

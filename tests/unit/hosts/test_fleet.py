@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ssh_servers import Server, server_of
@@ -34,12 +35,12 @@ def broken(d1: Server) -> Iterator[Fleet]:
         yield fleet
 
 
-def test_hosts_work_at_the_same_time(fleet: Fleet) -> None:
+def test_hosts_work_at_the_same_time(fleet: Fleet, tmp_path: Path) -> None:
     assert fleet.connect() == {}
-    started = time.monotonic()
-    results = fleet.map(lambda host: host.run("sleep 1; echo $TWIN_HOST", timeout=10).stdout)
+    both_there = f"test -e {tmp_path}/p1 && test -e {tmp_path}/d1"
+    meet = f"touch {tmp_path}/$TWIN_HOST; until {both_there}; do sleep 0.05; done; echo $TWIN_HOST"
+    results = fleet.map(lambda host: host.run(meet, timeout=10).stdout)
     assert results == {"p1": "p1\n", "d1": "d1\n"}
-    assert time.monotonic() - started < 1.9
 
 
 def test_a_host_that_cannot_be_reached_costs_the_others_nothing(broken: Fleet) -> None:
@@ -58,7 +59,7 @@ def test_a_host_that_hangs_costs_the_others_nothing(fleet: Fleet) -> None:
 
     started = time.monotonic()
     results = fleet.map(work, timeout=1.5)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 20
     assert results["d1"] == "x\n"
     assert isinstance(results["p1"], CommandTimeout)
     assert "p1: not finished within 1.5 s" in str(results["p1"])
@@ -87,7 +88,7 @@ def test_work_that_never_returns_does_not_hold_the_caller() -> None:
         {"stuck": stuck.wait, "quick": lambda: True}, timeout=0.2, give_up=told.append
     )
     stuck.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
     assert results["quick"] is True
     assert isinstance(results["stuck"], LabError)
     assert told == ["stuck"]

@@ -178,9 +178,7 @@ def test_stop_ends_workers_that_ignore_it_or_left_the_group(
 ) -> None:
     status, workers = start_family(run, engine)
     assert len(workers) == 2
-    started = time.monotonic()
     assert run.stop(engine, timeout=0.5).exit_code == -signal.SIGTERM
-    assert time.monotonic() - started < 5
     assert [pid for pid in {status.pid, *workers} if lives(pid)] == []
 
 
@@ -194,9 +192,7 @@ def test_stop_gives_time_to_end_well(run: RemoteSupervisor, engine: str) -> None
 def test_stop_reaches_a_paused_process(run: RemoteSupervisor, engine: str) -> None:
     run.start(script(engine, "exec sleep 600"))
     assert run.signal(engine, signal.SIGSTOP) == 1
-    started = time.monotonic()
-    assert run.stop(engine, timeout=10).exit_code == -signal.SIGTERM
-    assert time.monotonic() - started < 5
+    assert run.stop(engine, timeout=10).exit_code == -signal.SIGTERM  # not SIGKILL
 
 
 def test_stop_ends_the_orphans_of_a_process_that_is_gone(
