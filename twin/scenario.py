@@ -178,7 +178,10 @@ class DriverFault(Fault):
 
 
 class SuperpodFault(Fault):
-    """A3: the super pod that a host believes to be in; null for none."""
+    """A3: the super pod that a host believes to be in; null for none.
+
+    Outside of one its vNICs have the addresses that A3 has then, the same on every host.
+    """
 
     host: str
     superpod: fabric.Superpod | None
@@ -186,6 +189,10 @@ class SuperpodFault(Fault):
     def break_fabric(self, state: FabricState) -> None:
         for host in _hosts(self.host, state):
             host.superpod = self.superpod
+            if self.superpod is None:
+                for number, device in host.devices.items():
+                    device.sdid = None
+                    device.vnic = Vnic(ip=f"192.168.2.{199 - number}")
 
 
 class SlowToolsFault(Fault):

@@ -1,0 +1,26 @@
+"""The network of a simulated host: its wildcard address is its own address.
+
+All simulated hosts share this machine's network. Without this, a server of one host would
+make `0.0.0.0` taken on every other. Python imports this module by its name at start-up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+_OWN = os.environ.get("TWIN_HOST_ADDRESS")
+_bind = socket.socket.bind
+
+
+def bind(self: socket.socket, address: Any, /) -> None:
+    """As socket.bind; a fixed port on all addresses becomes that port on the host's own."""
+    wildcard = self.family == socket.AF_INET and address[0] in ("", "0.0.0.0")
+    if wildcard and address[1] != 0:
+        address = (_OWN, address[1])
+    _bind(self, address)
+
+
+if _OWN is not None:
+    socket.socket.bind = bind  # type: ignore[method-assign]  # that is what this module is for
