@@ -46,11 +46,10 @@ class PrefillLinks:
         self._threads: dict[int, threading.Thread] = {}
 
     def request(self, agent: Agent, session: str) -> None:
-        """A decoder said hello. Starts the link of a new session; returns at once."""
+        """A decoder wants this session's link. Starts it, unless it did so; returns at once."""
         with self._lock:
             current = self._links.get(agent.cluster_id)
-            if current is not None and current.session == session and current.alive:
-                current.heard = time.monotonic()
+            if current is not None and current.session == session:
                 return
             if current is not None:
                 current.superseded.set()

@@ -39,6 +39,8 @@ from connector.waiting import poll
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
+RETRY = 1.0  # seconds between attempts at a link that is to be there before any request
+
 
 @dataclass
 class Load:
@@ -109,13 +111,18 @@ class Peer:
             self._heartbeat()
         while not self._context.stop.is_set():
             try:
-                job = self._jobs.get(timeout=self._settings.heartbeat)
+                job = self._jobs.get(timeout=self._pause())
             except queue.Empty:
                 self._heartbeat()
                 continue
             job()
         self._drop_link()
         self._caller.close()
+
+    def _pause(self) -> float:
+        """Seconds without work after which the link is looked after."""
+        missing = self._keep_linked and self._comm is None
+        return min(RETRY, self._settings.heartbeat) if missing else self._settings.heartbeat
 
     def _heartbeat(self) -> None:
         """Keep the link; notice early that the prefiller died or was restarted."""
@@ -185,12 +192,12 @@ class Peer:
         if self._comm is not None and self._remote is not None:
             if not verify:
                 return self._remote.agent
-            reply = self._hello(self._session, deadline)
-            if reply.incarnation == self._remote.incarnation:
+            reply = self._hello(self._session, deadline, fresh=False)
+            if reply.linked and reply.incarnation == self._remote.incarnation:
                 return reply.agent
             self._drop_link()
         session = uuid.uuid4().hex[:12]
-        reply = self._hello(session, deadline)
+        reply = self._hello(session, deadline, fresh=True)
         context = self._context
         limit = min(deadline, time.monotonic() + self._settings.link_timeout)
         try:
@@ -205,10 +212,10 @@ class Peer:
         )
         return reply.agent
 
-    def _hello(self, session: str, deadline: float) -> HelloReply:
+    def _hello(self, session: str, deadline: float, *, fresh: bool) -> HelloReply:
         context = self._context
         hello = Hello(
-            context.datadist.me, session, context.tp_rank, context.tp_size, context.layout
+            context.datadist.me, session, fresh, context.tp_rank, context.tp_size, context.layout
         )
         reply = self._caller.ask(hello, HelloReply, self._rpc_timeout(deadline))
         problem = reply.refused

@@ -38,10 +38,11 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct):
-    """D to P: who I am, and the link I want. A new `session` means: relink."""
+    """D to P: who I am, and either the link I want (`fresh`) or the one I believe to have."""
 
     agent: Agent
     session: str
+    fresh: bool
     tp_rank: int
     tp_size: int
     layout: Layout
@@ -55,6 +56,8 @@ class HelloReply(msgspec.Struct):
     incarnation: str
     tp_size: int
     layout: Layout
+    linked: bool
+    """The session's link is up here or on its way."""
     refused: str | None = None
     protocol: int = PROTOCOL
 

@@ -176,7 +176,8 @@ class PrefillWorker(Worker):
             refused = f"protocol differs: decoder {hello.protocol}, prefiller {PROTOCOL}"
         refused = refused or mismatch(self.layout, hello.layout)
         if refused is None:
-            self._links.request(hello.agent, hello.session)
+            if hello.fresh:
+                self._links.request(hello.agent, hello.session)
         else:
             logger.error(
                 "KV link refused to %s device %s: %s",
@@ -184,7 +185,8 @@ class PrefillWorker(Worker):
                 hello.agent.device_id,
                 refused,
             )
-        return HelloReply(self.agent, self._incarnation, self.tp_size, self.layout, refused)
+        linked = refused is None and self._links.has(hello.agent.cluster_id, hello.session)
+        return HelloReply(self.agent, self._incarnation, self.tp_size, self.layout, linked, refused)
 
     def begin_step(self, metadata: Step) -> None:
         if metadata is self._last_step:

@@ -275,6 +275,18 @@ class TestDeath:
         d = start("decode")
         assert load(d, plan(port, request="p-2"), "d-2") == set()
 
+    def test_link_of_a_silent_decoder_is_dropped_and_made_anew(
+        self, start: Start, port: int
+    ) -> None:
+        p = start("prefill", extra={"silence_timeout": 0.3})
+        d = start("decode", extra={"heartbeat": 60})
+        p.announce("run", {"p-1": 3, "p-2": 3})
+        assert load(d, plan(port)) == set()
+        time.sleep(0.4)
+        until(lambda: p.results() and p.metrics("pd_kv_link_up") == 0)
+        assert load(d, plan(port, request="p-2"), "d-2") == set()
+        assert p.metrics("pd_kv_link_up") == 1
+
     def test_dead_decoder_costs_no_more_than_the_lease(self, start: Start, port: int) -> None:
         p = start("prefill", extra={"hold_timeout": 0.5})
         p.announce("run", {"p-1": 3})
