@@ -39,6 +39,7 @@ MARKS = {
     "fault": "breaks things on purpose (needs --allow-faults)",
     "soak": "takes long on purpose",
     "perf": "measures",
+    "afterwards": "looks back at the whole run: runs after all others",
 }
 # What a test with this mark is about, for suites and for the layer ladder of the report.
 LAYERS = {

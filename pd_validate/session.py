@@ -42,7 +42,7 @@ from pd_validate.topology.addresses import device_addresses
 from pd_validate.topology.topology import Progress, Topology
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
-from pd_validate.traffic.trace import TraceRecord, Transfer, of_request, parse_trace
+from pd_validate.traffic.trace import TraceRecord, join, of_request, parse_trace
 from pd_validate.waiting import wait_for
 
 T = TypeVar("T")
@@ -218,9 +218,6 @@ class Session:
         dtype = self.cluster.engine.dtype or DEFAULT_DTYPE
         return LOGPROB_TOLERANCE.get(dtype, LOGPROB_TOLERANCE[DEFAULT_DTYPE])
 
-    def host_of(self, instance: str) -> str:
-        return self.cluster.instances[instance].host
-
     def hosts_of_instances(self) -> dict[str, str]:
         return {name: spec.host for name, spec in self.cluster.instances.items()}
 
@@ -284,11 +281,6 @@ class Session:
             wait_for(idle, seconds=self.cluster.timeouts.drain, what=f"{instance} idle")
         return latest[0], time.monotonic() - started
 
-    def record_transfers(self, transfers: Sequence[Transfer]) -> None:
-        """Take the transfers into the report."""
-        self.record.kv_pairs = recording.kv_pairs(transfers)
-        self.record.kv_pulls = recording.kv_pulls(transfers)
-
     # --- findings and the end ------------------------------------------------------------
 
     def add(self, findings: Iterable[Finding]) -> None:
@@ -315,6 +307,9 @@ class Session:
                 self.trace_text = self._topology.traces()
             except LabError as error:
                 self.trace_text = f"(not readable: {error})\n"
+            transfers = join(parse_trace(self.trace_text)[0])
+            self.record.kv_pairs = recording.kv_pairs(transfers)
+            self.record.kv_pulls = recording.kv_pulls(transfers)
             self._topology.close()
         leftovers = self._end_processes(keep)
         self._undo.close()

@@ -50,6 +50,9 @@ class Service:
     def decoders(self) -> tuple[str, ...]:
         return tuple(self.cluster.instances_of(Role.DECODE))
 
+    def host_of(self, instance: str) -> str:
+        return self.cluster.instances[instance].host
+
     def metrics(self, instance: str) -> EngineMetrics:
         """A fresh reading of the instance's /metrics. Raises RequestFailed."""
         return parse_engine_metrics(self.instances[instance].metrics())

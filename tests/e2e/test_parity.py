@@ -28,7 +28,7 @@ def test_pd_equals_prefiller_alone(
     alone = service.instances[prefiller].complete(prompt, max_tokens=24, ignore_eos=True)
     assert alone.ok, f"the prefiller alone answered {alone.status}: {alone.error[:300]}"
     through = service.disaggregate(prefiller, decoder, prompt, max_tokens=24, ignore_eos=True)
-    where = Where(host=pd.host_of(decoder), instance=decoder, peer_instance=prefiller)
+    where = Where(host=service.host_of(decoder), instance=decoder, peer_instance=prefiller)
     judge(check_parity(alone, through, where, tolerance=pd.tolerance))
 
 
