@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import gc
 import signal
 import sys
 import tomllib
@@ -184,6 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(config: Config) -> None:
     from proxy.server import serve  # heavy; not needed to reject bad arguments
+
+    # What is loaded by now stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
 
     async def run() -> None:
         ended = asyncio.Event()

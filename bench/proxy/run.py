@@ -41,7 +41,6 @@ class Subject:
 
     name: str
     command: Callable[[int, int, Sequence[int], Path], list[str] | None]  # None: not installed
-    hops: int = 2
 
 
 def ours(access_log: str) -> Callable[[int, int, Sequence[int], Path], list[str]]:
@@ -155,6 +154,13 @@ def machine_seconds() -> float:
     return sum(busy) / TICK
 
 
+def others_now(seconds: float = 0.4) -> float:
+    """Cores that are in use now, by whomever."""
+    before = machine_seconds()
+    time.sleep(seconds)
+    return (machine_seconds() - before) / seconds
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -165,11 +171,11 @@ def wait_port(port: int, child: subprocess.Popen[bytes], seconds: float = 30.0) 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise RuntimeError(f"{child.args} ended with {child.returncode}")
+            raise RuntimeError(f"{child.args!r} ended with {child.returncode}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.05)
-    raise RuntimeError(f"{child.args} does not listen on {port} within {seconds:g} s")
+    raise RuntimeError(f"{child.args!r} does not listen on {port} within {seconds:g} s")
 
 
 def load(port: int, clients: int, seconds: float, *, stream: bool, prompt: int) -> dict[str, float]:
@@ -275,26 +281,36 @@ def main() -> None:
     parse.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parse.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parse.add_argument("--only", nargs="+", help="subjects by name")
+    parse.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        help="seconds, in all, to wait for a quiet machine and to repeat noisy measurements",
+    )
     parse.add_argument("--out", type=Path, help="writes FILE.json and FILE.md")
     args = parse.parse_args()
     if (os.cpu_count() or 1) < 2:
         sys.exit("needs two CPUs: one for the load, one for the proxy")
     subjects = [
-        Subject("direct to a decoder", lambda *_: None, hops=1),
-        Subject("nginx, one hop", nginx, hops=1),
+        Subject("direct", lambda *_: None),
+        Subject("nginx, one hop", nginx),
         Subject("FastAPI + httpx", fastapi_httpx),
         Subject("vllm-router", router(args.router or shutil.which("vllm-router"))),
         Subject("**ours**", ours("file")),
         Subject("ours, access log off", ours("off")),
     ]
-    subjects[0] = Subject("direct", lambda *_: None, hops=1)
     if args.only:
         subjects = [s for s in subjects if any(word in s.name for word in args.only)]
     results: dict[str, dict[str, list[dict[str, float]]]] = {s.name: {} for s in subjects}
+    patient_until = time.monotonic() + args.patience
     for number in range(args.rounds):
         for case in args.cases:
             for subject in list(subjects):
                 row = measure(subject, case, args.seconds)
+                while row and row.get("others", 0.0) >= QUIET and time.monotonic() < patient_until:
+                    while others_now() >= QUIET and time.monotonic() < patient_until:
+                        pass
+                    row = measure(subject, case, args.seconds)
                 if row is None:
                     print(f"{subject.name}: not installed, skipped", file=sys.stderr)
                     subjects.remove(subject)

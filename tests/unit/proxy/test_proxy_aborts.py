@@ -77,7 +77,7 @@ async def test_gone_before_the_decoder_admitted_the_request(stream: bool) -> Non
     """Aborted at once, the decoder would forget the request together with its KV."""
     async with pd() as it:
         for decoder in it.decoders:
-            decoder.admit_seconds = 0.15
+            decoder.admit_seconds = 0.1
             decoder.fault = Fault(token_delay=0.05)
         asked = asyncio.create_task(it.ask(stream=stream, max_tokens=1000))
         await until(lambda: any(d.running for d in it.decoders), "no decode")
