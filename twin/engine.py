@@ -8,6 +8,7 @@ machine need (each binds its own loopback address), then becomes stock vLLM.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,14 @@ from pathlib import Path
 # 256 blocks of 128 tokens at the tiny model's sizes; memory is touched, so it costs real RAM.
 KV_CACHE_BYTES = "64M"
 SITE = Path(__file__).parent / "site"
+ENGINE_FAULTS = "engine_faults.json"  # in TWIN_STATE; written by twin/faults.py
 
 
-def adapt(argv: Sequence[str], address: str) -> list[str]:
+def adapt(argv: Sequence[str], address: str, middleware: Sequence[str] = ()) -> list[str]:
     """The arguments of `vllm` with what a CPU host at `address` cannot do replaced.
 
-    `argv` excludes the program name. Only `serve` is changed.
+    `argv` excludes the program name. Only `serve` is changed. `middleware`: classes that
+    stand before the API, for a scenario's faults.
     """
     arguments = list(argv)
     if arguments[:1] != ["serve"]:
@@ -31,7 +34,20 @@ def adapt(argv: Sequence[str], address: str) -> list[str]:
     _default(arguments, "--kv-cache-memory-bytes", KV_CACHE_BYTES)
     if "--enforce-eager" not in arguments:
         arguments.append("--enforce-eager")
+    for name in middleware:
+        arguments += ["--middleware", name]
     return arguments
+
+
+def middleware(env: Mapping[str, str]) -> list[str]:
+    """What answers in place of the API, if the scenario has such a fault for this instance."""
+    try:
+        faults = json.loads((Path(env["TWIN_STATE"]) / ENGINE_FAULTS).read_text(encoding="utf-8"))
+        instance = env["PD_INSTANCE"]
+    except (KeyError, FileNotFoundError):
+        return []  # started by hand, without a scenario
+    broken = any(fault["instance"] == instance for fault in faults["http"])
+    return ["twin_engine.http_faults.HttpFaults"] if broken else []
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -74,7 +90,7 @@ def main() -> None:
     address = os.environ.get("TWIN_HOST_ADDRESS", "127.0.0.1")
     os.environ.update(environment(os.environ))
     sys.path.insert(0, str(SITE))
-    sys.argv = ["vllm", *adapt(sys.argv[1:], address)]
+    sys.argv = ["vllm", *adapt(sys.argv[1:], address, middleware(os.environ))]
     from vllm.entrypoints.cli.main import main as vllm  # after the environment is set
 
     vllm()

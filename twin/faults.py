@@ -16,6 +16,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from twin.engine import ENGINE_FAULTS
 from twin.hosts import TwinHost, TwinHosts
 from twin.scenario import (
     ClockFault,
@@ -29,8 +30,6 @@ from twin.scenario import (
     ToolFault,
 )
 from twin.tools.launch import TOOLS
-
-ENGINE_FAULTS = "engine_faults.json"
 
 # A foreign process of a scenario: listens until its standard input closes.
 _LISTENER = """

@@ -19,6 +19,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Literal
 
 from pd_validate.facts.hccn import BUSY_TEXTS, Ping, parse_hccs_ping, parse_ping
@@ -43,6 +44,7 @@ PING_TIMEOUT = 20.0  # seconds; an unreachable address takes the tool several
 HCCS_PING_TIMEOUT = 70.0  # the tool polls the device for up to 60 s
 ICMP_OVERHEAD = {4: 28, 6: 48}  # bytes of IP and ICMP headers, by IP version
 HCCS_LARGEST = 3000  # bytes, the tool's upper limit
+_OUTSIDE_SUPER_POD = ip_network("192.168.0.0/16")  # of vNICs; inside one they have 192.<0..47>
 
 
 @dataclass(frozen=True, order=True)
@@ -265,6 +267,10 @@ def _unreachable(device: DeviceFacts, hccs: bool) -> str:
     if hccs:
         if device.vnic.value is None:
             return f"npu{device.device}: vNIC not readable"
+        if device.vnic.value.address.ip in _OUTSIDE_SUPER_POD:
+            return f"npu{device.device}: in no super pod"
+        if device.outside_super_pod:
+            return f"npu{device.device}: outside a super pod"
         return "" if device.vnic.value.up else f"npu{device.device}: vNIC down"
     if device.link.value is False:
         return f"npu{device.device}: link down"

@@ -23,4 +23,4 @@ def bind(self: socket.socket, address: Any, /) -> None:
 
 
 if _OWN is not None:
-    socket.socket.bind = bind  # type: ignore[method-assign]  # that is what this module is for
+    socket.socket.bind = bind  # type: ignore[assignment, method-assign]  # it takes what bind takes

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from .faults import arm
+
 # A reader of vLLM's shared-memory queue spins this long (seconds) before it sleeps on
 # a socket. The stock 1 s lets the workers of three engines starve a two-core machine.
 _SPIN_SECONDS = 0.02
@@ -19,6 +21,7 @@ def register() -> None:
     """Patch vLLM in this process. Idempotent, since vLLM may load plugins twice."""
     _limit_spinning()
     _map_experts()
+    arm()
 
 
 def _limit_spinning() -> None:

@@ -98,7 +98,7 @@ class Transfers:
 
     def __init__(self, place: Place, fabric: Fabric, timeout: float) -> None:
         """`timeout`: seconds a pull or push may take."""
-        self._place = place
+        self.place = place
         self._fabric = fabric
         self._timeout = timeout
         self._pulls = itertools.count(1)
@@ -119,7 +119,7 @@ class Transfers:
         """
         with self._counting:
             number = next(self._pulls)
-        faults = Faults(self._fabric.kv_faults(), entity.peer.place, self._place, number)
+        faults = Faults(self._fabric.kv_faults(), entity.peer.place, self.place, number)
         faults.before(plan.arrival())
         with _Mishaps(entity):
             if faults.stalls:
@@ -129,7 +129,7 @@ class Transfers:
                 raise TimeoutError("delayed beyond the time limit")
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
-            wire.ask(connection, Operation.READ, plan.request())
+            wire.send_frame(connection, Operation.READ, plan.request())
             for batch in plan.batches():
                 wire.set_deadline(connection, deadline)
                 if faults.resets:
@@ -159,7 +159,7 @@ class Transfers:
         def attempt() -> float | None:
             nonlocal reason
             passage = self._fabric.path(
-                self._place, entity.peer.place, size, over_roce=entity.over_roce
+                self.place, entity.peer.place, size, over_roce=entity.over_roce
             )
             reason = passage.reason
             return None if reason else passage.seconds
