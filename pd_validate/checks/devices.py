@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pd_validate.checks.view import View, device_finding, listed
+from pd_validate.facts.collector import OUT_OF_TIME
 from pd_validate.facts.hosts import DeviceFacts, HostFacts
 from pd_validate.facts.npu_smi import Chip, HealthWord, Process, Row
 from pd_validate.facts.reading import Reading, Reason
@@ -48,6 +49,28 @@ def check_tools(view: View) -> Iterator[Finding]:
                 yield _tool_finding(identifier, severity, Where(host=host.host), readings)
         for device in host.devices.values():
             yield from _device_tools(view, host, device, whole)
+        yield from _out_of_time(host)
+
+
+def _out_of_time(host: HostFacts) -> Iterator[Finding]:
+    """Queries that were not made because the ones before took too long."""
+    left = [reading for reading in _of_host(host) if reading.detail.startswith(OUT_OF_TIME)]
+    if left:
+        yield Finding(
+            id="host.hang",
+            severity=Severity.UNKNOWN,
+            where=Where(host=host.host),
+            expected="answers in good time",
+            got=f"{len(left)} queries not made: {left[0].detail}",
+            evidence=tuple(reading.output.evidence for reading in left[:_SHOWN]),
+        )
+
+
+def _of_host(host: HostFacts) -> Iterator[Reading[Any]]:
+    yield host.mapping
+    yield host.table
+    for device in host.devices.values():
+        yield from (device.health, *device.hccn_readings)
 
 
 def _if_whole_host(host: HostFacts, reason: Reason) -> list[Reading[Any]]:

@@ -75,7 +75,7 @@ def _own_addresses(view: View, device: DeviceFacts) -> Iterator[Address]:
     """Addresses that no other device may have. Outside a super pod vNIC addresses repeat."""
     yield from device.ip.value.all if device.ip.value else ()
     vnic = device.vnic.value
-    if vnic is not None and len(view.pods) < 2 and not _outside(device):
+    if vnic is not None and len(view.pods) < 2 and not device.outside_super_pod:
         yield vnic.address
 
 
@@ -455,7 +455,7 @@ def check_vnic(view: View) -> Iterator[Finding]:
     if not view.profile.super_pod:
         return
     for host in view.hosts:
-        outside = [device for device in host.devices.values() if _outside(device)]
+        outside = [device for device in host.devices.values() if device.outside_super_pod]
         if outside:
             counted = any(view.counts(host.host, device.device) for device in outside)
             yield Finding(
@@ -485,13 +485,6 @@ def check_vnic(view: View) -> Iterator[Finding]:
                     expected="vnic link status UP, address and netmask",
                     got=f"not readable: {device.vnic.detail}" if broken else "DOWN",
                 )
-
-
-def _outside(device: DeviceFacts) -> bool:
-    vnic, spod = device.vnic.value, device.spod.value
-    if spod is not None and not spod.inside:
-        return True
-    return vnic is not None and vnic.address.ip in ip_network("192.168.0.0/16")
 
 
 def check_super_pod(view: View) -> Iterator[Finding]:
@@ -541,7 +534,7 @@ def _sdid_problem(device: DeviceFacts) -> tuple[str, str] | None:
     wanted = spod.expected_sdid(device.device)
     if spod.sdid != wanted:
         return f"SDID {wanted} for server {spod.server}, NPU {device.device}", f"{spod.sdid}"
-    if vnic is not None and vnic.address.version == 4 and not _outside(device):
+    if vnic is not None and vnic.address.version == 4 and not device.outside_super_pod:
         server = vnic.address.ip.packed[1]
         if server != spod.server:
             return f"a vNIC address 192.{spod.server}.x.x for server {spod.server}", str(

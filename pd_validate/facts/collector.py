@@ -32,6 +32,7 @@ from typing import Any
 Json = Any  # the document is plain JSON; its shape is that of the functions below
 
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
+OUT_OF_TIME = "the host's time was used up before"
 SETTLE_ROUNDS = 3
 SETTLE_PAUSE = 5.0  # seconds
 UNSET_TEXTS = ("addr: 0.0.0.0", "address: 0.0.0.0", ": 0:0:0:0:0:0:0:0")  # of -netdetect
@@ -143,7 +144,7 @@ class Runner:
 
     def reason_to_skip(self, spec: Json) -> str:
         if self.left() <= 0:
-            return f"the host's time budget of {self.budget:.0f} s was used up before"
+            return f"{OUT_OF_TIME}, {self.budget:.0f} s for all commands"
         silent = self.silent.get(spec.get("device"))
         if silent is not None:
             return f"the device did not answer `{silent}`"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ T = TypeVar("T")
 HCCN_CONF = "/etc/hccn.conf"
 PACKAGES = ("torch", "torch_npu", "vllm", "vllm_ascend")
 MODULES = ("llm_datadist",)
+SECONDS_PER_COMMAND = 2.0  # of a host's budget
 BUSY_RETRIES = 5  # with pauses of 0.5, 1, 2, 4, 8 s
 
 _ENVIRONMENT = (
@@ -85,6 +86,14 @@ class DeviceFacts:
             *(self.link, self.ip, self.net_health, self.netdetect, self.gateway, self.lldp),
             *(self.link_stat, self.optical, self.speed, self.duplex, self.mtu, self.tls, self.vnic),
         )
+
+    @property
+    def outside_super_pod(self) -> bool:
+        """An A3 die without a place in a super pod; vNIC addresses are 192.168.x.x there."""
+        spod, vnic = self.spod.value, self.vnic.value
+        if spod is not None and not spod.inside:
+            return True
+        return vnic is not None and vnic.address.ip in _VNICS_ALONE
 
     @property
     def asked(self) -> tuple[Reading[Any], ...]:
@@ -213,8 +222,8 @@ def _request_of(cluster: Cluster, plan: LaunchPlan, host: str) -> ReadRequest:
     profile = profile_of(cluster)
     devices = devices_of(cluster, host)
     commands = _commands(devices, profile.card_and_chip, super_pod=profile.super_pod)
-    # Half of a query's limit each: far above what a healthy host needs, and a bound for a sick one.
-    budget = max(60.0, cluster.timeouts.tool * len(commands) / 2)
+    # Several times what a healthy host needs; a sick one must not cost every query's time limit.
+    budget = max(60.0, SECONDS_PER_COMMAND * len(commands))
     document: dict[str, Any] = {
         "tools": tool_options(cluster, host, budget),
         "clock": True,
@@ -279,6 +288,7 @@ _HCCN_QUERIES = (
     *("link_stat", "optical", "speed", "duplex", "mtu", "tls"),
     *("ip -inet6", "netdetect -inet6", "gateway -inet6", "vnic"),
 )
+_VNICS_ALONE = ip_network("192.168.0.0/16")
 _NO_IPV4 = "no ip was preset"
 # These do not say that the device is busy: they only fail then.
 _BUSY_MEANS_FAILED = ("ip", "net_health", "vnic")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from lab import BUSY, FAILED, Lab, health_text, row_text, table_text
 
+from pd_validate.facts.collector import OUT_OF_TIME
+
 QUERIES = (
     *("link", "ip", "net_health", "netdetect", "gateway", "lldp"),
     *("link_stat", "optical", "speed", "duplex", "mtu", "tls"),
@@ -110,6 +112,14 @@ def test_device_that_is_not_up() -> None:
     for query in QUERIES[1:]:
         lab.device("d1", 6, query, "", "not run: the device did not answer")
     assert lab.lines() == ["fail device.not-ready at d1 npu6"]
+
+
+def test_queries_that_a_slow_host_left_no_time_for_are_unknown() -> None:
+    lab = Lab()
+    for query in QUERIES[1:]:
+        lab.device("d1", 7, query, "", f"not run: {OUT_OF_TIME}, 60 s for all commands")
+    assert lab.lines() == ["unknown host.hang at d1"]
+    assert [f.id for f in lab.report().problems("gateway", "d1")] == ["host.hang"]
 
 
 @pytest.mark.parametrize(
