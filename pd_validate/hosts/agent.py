@@ -15,8 +15,9 @@ What holds, and by what means:
   their environment, and a pid record. The agent is their subreaper, so whatever descends
   from them stays its descendant: it ends exactly these.
 * The controller is gone when standard input ends, or nothing came for `lease` seconds.
-  Then everything is ended (SIGTERM, after GRACE seconds SIGKILL) and the run directory
-  removed.
+  Then everything is ended (SIGTERM, after GRACE seconds SIGKILL), the commands given for
+  the end are run (they remove what is no process of ours, such as a container), and the run
+  directory is removed.
 * If the agent is killed, the kernel kills its children (PR_SET_PDEATHSIG), and the watch
   ends what else carries this run's mark.
 * One run per work directory: the agent holds an flock on <workdir>/lock, and so does its
@@ -53,11 +54,13 @@ SOURCE = globals().get("SOURCE", "")  # our own text, when we were sent over
 RUN_ID = "PD_RUN_ID"
 RUN_DIR = "PD_RUN_DIR"
 PROCESS = "PD_PROCESS"
+AT_END = "at_end.json"  # in the run directory: what is to be run when everything has ended
 OWN_PROCESSES = ("agent", "watch")  # values of PD_PROCESS that are the supervisor's own
 
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL when nobody says otherwise
 GONE_AFTER = 10.0  # seconds after SIGKILL until we say that something cannot be killed
 POLL = 0.05  # seconds between two looks at /proc while something is being ended
+AT_END_SECONDS = 15.0  # for each command given for the end
 TAIL_BYTES = 256 * 1024
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -212,6 +215,27 @@ def remove_tree(path: str) -> str | None:
     """Returns the path if something of it could not be removed."""
     shutil.rmtree(path, ignore_errors=True)
     return path if os.path.exists(path) else None
+
+
+def run_at_end(run_dir: str) -> list[str]:
+    """Run the commands given for the end of a run. Returns what went wrong, one line each."""
+    wrong = []
+    for argv in (read_json(os.path.join(run_dir, AT_END)) or {}).get("commands", []):
+        try:
+            subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=AT_END_SECONDS,
+                check=True,
+            )
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode("utf-8", "replace").strip().splitlines()
+            wrong.append(f"{' '.join(argv)}: {said[-1] if said else error.returncode}")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            wrong.append(f"{' '.join(argv)}: {error}")
+    return wrong
 
 
 class Refused(Exception):
@@ -397,8 +421,10 @@ def clean(workdir: str, run_id: str) -> Message:
     ended = marked(workdir, run_id)
     names = {pid: title(pid) for pid in ended}
     left = end_now(lambda: set(marked(workdir, run_id)), GRACE)
+    wrong: list[str] = []
     if not left:
         for run in about:
+            wrong += run_at_end(run["run_dir"])
             remove_tree(run["run_dir"])
         lock = os.path.join(workdir, "lock")
         info = read_json(lock)
@@ -407,6 +433,7 @@ def clean(workdir: str, run_id: str) -> Message:
     return {
         "ended": [names[pid] for pid in sorted(set(ended) - left)],
         "left": [{"pid": pid, "command": names.get(pid, title(pid))} for pid in sorted(left)],
+        "wrong": wrong,
     }
 
 
@@ -544,6 +571,7 @@ class Agent:
         self.finished = asyncio.Event()
         self.survivors: list[Message] = []
         self.files_left: str | None = None
+        self.wrong_at_end: list[str] = []
         self.answers: set[asyncio.Future[None]] = set()
 
     async def serve(self) -> int:
@@ -807,7 +835,17 @@ class Agent:
             write_json(os.path.join(self.run_dir, "run.json"), self._about())
             return {"kept": True}
         await self._end_everything()
-        return {"kept": False, "left": self.survivors, "files": self.files_left}
+        return {
+            "kept": False,
+            "left": self.survivors,
+            "files": self.files_left,
+            "wrong": self.wrong_at_end,
+        }
+
+    def do_at_end(self, client: Lines, message: Message) -> None:
+        path = os.path.join(self.run_dir, AT_END)
+        commands = (read_json(path) or {}).get("commands", [])
+        write_json(path, {"commands": [*commands, message["argv"]]})
 
     def _child(self, name: str) -> Child:
         if name not in self.children:
@@ -855,6 +893,7 @@ class Agent:
         self.survivors = [{"pid": pid, "command": title(pid)} for pid in sorted(left)]
         if left:
             return  # the lock and the run directory stay, and say whose they are
+        self.wrong_at_end = run_at_end(self.run_dir)
         if not self.options.keep_files:
             self.files_left = remove_tree(self.run_dir)
         os.unlink(self.lock_path)
@@ -895,8 +934,10 @@ def watch(options: argparse.Namespace) -> None:
     left = end_now(lambda: set(marked(options.workdir, options.run_id)), GRACE)
     if left:
         return  # the run directory stays and names them
+    run_dir = os.path.join(options.workdir, options.run_id)
+    run_at_end(run_dir)
     if not options.keep_files:
-        remove_tree(os.path.join(options.workdir, options.run_id))
+        remove_tree(run_dir)
     lock = os.path.join(options.workdir, "lock")
     if os.path.exists(lock) and os.path.samestat(os.stat(lock), os.fstat(options.lock)):
         os.unlink(lock)

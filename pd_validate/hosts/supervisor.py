@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 # What the agent may need for itself beside what it was asked to do: cleaning up after a dead
 # run before it starts, or killing what does not end by itself.
-_PATIENCE = 20.0  # seconds
+_PATIENCE = 30.0  # seconds
 _BEATS_PER_LEASE = 4
 _ASKED_TO_WAIT = 1.0  # seconds between two attempts to get a lock that is held
 
@@ -182,6 +182,8 @@ def clean(host: RemoteHost, workdir: str, run_id: str) -> tuple[str, ...]:
     data = _ask_agent(host, args, host.timeouts.command + _PATIENCE)
     if data["left"]:
         raise LabError(f"{host.name}: could not end what is left of run {run_id}: {_named(data)}")
+    if data["wrong"]:
+        raise LabError(f"{host.name}: cleaning up after run {run_id}: {'; '.join(data['wrong'])}")
     return tuple(data["ended"])
 
 
@@ -299,6 +301,14 @@ class RemoteSupervisor:
 
     # --- the end --------------------------------------------------------------------------------
 
+    def at_end(self, argv: Sequence[str]) -> None:
+        """A command that the host runs itself when the run ends, however it ends.
+
+        For what is no process of ours, such as a container. Commands run after everything has
+        ended, in the order they were given, each for at most 15 seconds.
+        """
+        self._call("at_end", argv=list(argv))
+
     def close(self, *, keep: bool = False) -> None:
         """End everything and remove the run directory; with `keep` leave all of it running.
 
@@ -318,6 +328,8 @@ class RemoteSupervisor:
             self._link.close()
         if result.get("left"):
             raise LabError(f"{self.host.name}: could not end {_named(result)}")
+        if result.get("wrong"):
+            raise LabError(f"{self.host.name}: at the end of the run: {'; '.join(result['wrong'])}")
         if result.get("files"):
             raise LabError(f"{self.host.name}: could not remove {result['files']}")
 
