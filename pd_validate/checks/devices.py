@@ -47,6 +47,10 @@ def check_tools(view: View) -> Iterator[Finding]:
             if readings:
                 whole.add(reason)
                 yield _tool_finding(identifier, severity, Where(host=host.host), readings)
+        unread = [r for r in (host.mapping, host.table) if r.reason and r.reason not in whole]
+        if unread:
+            where = Where(host=host.host)
+            yield _tool_finding("tool.failed", Severity.UNKNOWN, where, unread)
         for device in host.devices.values():
             yield from _device_tools(view, host, device, whole)
         yield from _out_of_time(host)
@@ -70,15 +74,14 @@ def _of_host(host: HostFacts) -> Iterator[Reading[Any]]:
     yield host.mapping
     yield host.table
     for device in host.devices.values():
-        yield from (device.health, *device.hccn_readings)
+        yield from device.readings
 
 
 def _if_whole_host(host: HostFacts, reason: Reason) -> list[Reading[Any]]:
     """The readings with this reason, if npu-smi itself or every single device has one."""
     smi = [reading for reading in (host.mapping, host.table) if reading.reason is reason]
     by_device = [
-        [r for r in (device.health, *device.hccn_readings) if r.reason is reason]
-        for device in host.devices.values()
+        [r for r in device.readings if r.reason is reason] for device in host.devices.values()
     ]
     if not smi and not all(by_device):
         return []
@@ -90,14 +93,14 @@ def _device_tools(
 ) -> Iterator[Finding]:
     """`whole`: reasons that were already said of the host."""
     by_id: dict[str, list[Reading[Any]]] = {}
-    for reading in device.hccn_readings:
+    for reading in device.readings:
         if reading.reason is None or reading.reason in whole or _judged_elsewhere(device, reading):
             continue
         identifier = _DEVICE_REASONS.get(reading.reason)
         if reading.reason in _HOST_REASONS:
             identifier = _HOST_REASONS[reading.reason][0]
-        if reading.reason is Reason.UNSUPPORTED and reading in (device.link, device.ip):
-            identifier = "tool.failed"  # every product and version must answer these
+        elif reading.reason is Reason.UNSUPPORTED and reading is device.link:
+            identifier = "tool.failed"  # every product and version must answer this one
         if identifier is not None:
             by_id.setdefault(identifier, []).append(reading)
     for identifier, readings in by_id.items():
@@ -110,10 +113,10 @@ def _device_tools(
 
 def _judged_elsewhere(device: DeviceFacts, reading: Reading[Any]) -> bool:
     """A failing -lldp means no neighbour, a failing -vnic that it is down: see those checks."""
+    if reading is device.lldp:
+        return reading.reason is Reason.FAILED
     failed = reading.reason in (Reason.FAILED, Reason.UNPARSABLE)
-    return (reading is device.vnic and failed) or (
-        reading is device.lldp and reading.reason is Reason.FAILED
-    )
+    return failed and (reading is device.vnic or reading is device.health)
 
 
 def _tool_finding(

@@ -70,6 +70,7 @@ RULES = (
     # Reachability.
     Rule("ping.*", ("link.down", "vnic.down", *_UNUSABLE), either_end),
     Rule("ping.*", ("address.missing", "address.duplicate", "address.subnet"), either_end),
+    Rule("ping.*", ("address.reserved",), either_end),
     Rule("ping.*", ("gateway.*", "health.*", "sdid.*", "vnic.outside-superpod"), either_end),
     Rule("ping.size", ("mtu.mismatch",), either_end),
     # Host.

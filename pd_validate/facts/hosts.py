@@ -88,6 +88,11 @@ class DeviceFacts:
         )
 
     @property
+    def readings(self) -> tuple[Reading[Any], ...]:
+        """Everything that was read of this device."""
+        return self.health, self.spod, *self.hccn_readings
+
+    @property
     def outside_super_pod(self) -> bool:
         """An A3 die without a place in a super pod; vNIC addresses are 192.168.x.x there."""
         spod, vnic = self.spod.value, self.vnic.value
@@ -221,7 +226,12 @@ def requests_of(cluster: Cluster, plan: LaunchPlan) -> dict[str, ReadRequest]:
 def _request_of(cluster: Cluster, plan: LaunchPlan, host: str) -> ReadRequest:
     profile = profile_of(cluster)
     devices = devices_of(cluster, host)
-    commands = _commands(devices, profile.card_and_chip, super_pod=profile.super_pod)
+    commands = _commands(
+        devices,
+        profile.card_and_chip,
+        super_pod=profile.super_pod,
+        tool=cluster.timeouts.tool,
+    )
     # Several times what a healthy host needs; a sick one must not cost every query's time limit.
     budget = max(60.0, SECONDS_PER_COMMAND * len(commands))
     document: dict[str, Any] = {
@@ -251,16 +261,22 @@ def tool_options(cluster: Cluster, host: str, budget: float) -> dict[str, Any]:
 
 
 def _commands(
-    devices: Sequence[int], card_and_chip: Callable[[int], tuple[int, int]], *, super_pod: bool
+    devices: Sequence[int],
+    card_and_chip: Callable[[int], tuple[int, int]],
+    *,
+    super_pod: bool,
+    tool: float,
 ) -> list[dict[str, Any]]:
-    """npu-smi first: a broken driver then shows before any device is asked.
+    """All queries of a host; `tool` is the time limit of one in seconds.
+
+    npu-smi first: a broken driver then shows before any device is asked.
 
     The order within a device is that of `DeviceFacts.hccn_readings`.
     """
     commands: list[dict[str, Any]] = [
         {"argv": ["cat", HCCN_CONF], "keep": "settings"},
         {"argv": ["npu-smi", "info", "-m"], "keep": "chips"},
-        {"argv": ["npu-smi", "info"]},
+        {"argv": ["npu-smi", "info"], "timeout": 3 * tool},  # 5 s for 8 cards were seen
         {"argv": ["npu-smi", "info", "-t", "board", "-i", str(card_and_chip(devices[0])[0])]},
     ]
     for device in devices:

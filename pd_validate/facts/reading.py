@@ -106,7 +106,7 @@ def measured(value: T, output: Output) -> Reading[T]:
 
 
 def failed(reason: Reason, output: Output, detail: str = "") -> Reading[Any]:
-    return Reading(None, output, reason, detail or first_line(output.text))
+    return Reading(None, output, reason, (detail or first_line(output.text)).rstrip("."))
 
 
 def not_read(command: str, why: str) -> Reading[Any]:

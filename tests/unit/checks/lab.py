@@ -171,6 +171,7 @@ class Lab:
             "exit": output.exit_code,
             "seconds": output.seconds,
             "skipped": output.skipped,
+            "timed_out": output.timed_out,
         }
 
     def _output(self, host: str, command: str) -> Output:
@@ -182,6 +183,8 @@ class Lab:
         stdout, stderr, code = known
         if stderr.startswith("not run: "):
             return Output(command, skipped=stderr.removeprefix("not run: "))
+        if stderr == "timed out":
+            return Output(command, timed_out=True, seconds=10)
         return Output(command, stdout, stderr, code, seconds=0.05)
 
     def _healthy(self, host: str, command: str) -> Answer:

@@ -114,6 +114,20 @@ def test_device_that_is_not_up() -> None:
     assert lab.lines() == ["fail device.not-ready at d1 npu6"]
 
 
+def test_a_device_that_hangs_npu_smi_is_not_ready() -> None:
+    lab = Lab()
+    lab.answer("d1", "npu-smi info -t health -i 6 -c 0", "", "timed out")
+    refuse(lab, "d1", 6, "", "not run: the device did not answer")
+    assert lab.lines() == ["fail device.not-ready at d1 npu6"]
+
+
+@pytest.mark.parametrize("command", ["npu-smi info", "npu-smi info -m"])
+def test_npu_smi_that_is_not_understood_is_unknown(command: str) -> None:
+    lab = Lab()
+    lab.answer("d1", command, "something new\n")
+    assert lab.lines() == ["unknown tool.failed at d1"]
+
+
 def test_queries_that_a_slow_host_left_no_time_for_are_unknown() -> None:
     lab = Lab()
     for query in QUERIES[1:]:
