@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 
 from llm_datadist.native.caches import CacheEntry, CacheTable, Key, RemoteTable, memory
 from llm_datadist.native.errors import NativeError, refuse_if
@@ -263,6 +264,8 @@ class Engine:
                 runs, length = self._runs(local, source_blocks, target_blocks, size)
                 count = len(target_tensors or local.addresses)
                 check_size(count, len(runs))
+                # Receiving is the slower side; in order of our own addresses it is faster.
+                runs.sort(key=attrgetter("local"))
                 remote, remote_batch = self._remote_table(entity, deadline).find(key)
                 self._check_accessible(local, remote)
                 selected = _remote_tensors(remote, source_tensors, count)

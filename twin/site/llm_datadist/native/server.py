@@ -147,8 +147,7 @@ class Server:
         if len(known) < len(regions):
             raise ValueError("a peer asked for memory that is not registered")  # as RDMA refuses
         batches = wire.batches(known, spans.offsets, spans.lengths)
-        if operation == Operation.READ:
-            wire.send_frame(connection, LLMStatusCode.LLM_SUCCESS)
+        if operation == Operation.READ:  # the answer is the bytes and nothing else
             for batch in batches:
                 wire.send_pieces(connection, batch)
         elif operation == Operation.WRITE:
