@@ -345,10 +345,16 @@ def own_address() -> str:
 def environment(prefixes: list[str]) -> dict[str, str]:
     """Variables whose name starts with one of `prefixes`; no secret leaves the host."""
     return {
-        name: re.sub(r"//[^/@]*@", "//***@", value)
+        name: without_secrets(value.encode("utf-8", "replace").decode())
         for name, value in os.environ.items()
         if name.startswith(tuple(prefixes)) and not re.search("KEY|TOKEN|SECRET|PASS", name)
     }
+
+
+def without_secrets(text: str) -> str:
+    """No passwords in URLs, no values of options that are named like secrets."""
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    return re.sub(r"(?i)(-[\w-]*(?:key|token|secret|passw)[\w-]*[= ])\S+", r"\1***", text)
 
 
 def port(address: str, number: int) -> Json:
@@ -383,9 +389,9 @@ def holder(number: int) -> str:
             if os.readlink(path) not in links:
                 continue
             pid = path.split("/")[2]
-            with open(f"/proc/{pid}/cmdline") as file:
-                command = file.read().replace("\0", " ").strip()
-            return f"pid {pid}: {command[:200]}"
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                command = decode(file.read()).replace("\0", " ").strip()
+            return f"pid {pid}: {without_secrets(command)[:200]}"
         except OSError:
             continue
     return ""

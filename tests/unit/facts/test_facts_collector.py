@@ -219,6 +219,19 @@ def test_no_secret_leaves_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "VLLM_API_KEY" not in found
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("vllm serve m --api-key sk-123 --port 1", "vllm serve m --api-key *** --port 1"),
+        ("x --token=abc", "x --token=***"),
+        ("curl http://u:p@h/x", "curl http://***@h/x"),
+        ("python -m proxy --port 8080", "python -m proxy --port 8080"),
+    ],
+)
+def test_command_lines_of_others_lose_their_secrets(text: str, shown: str) -> None:
+    assert collector.without_secrets(text) == shown
+
+
 def test_network_cards_without_iproute() -> None:
     loopback = collector.card("lo")
     assert {"UP", "LOOPBACK"} <= set(loopback["flags"])
