@@ -22,9 +22,15 @@ lint: env  ## ruff and mypy --strict
 unit: env  ## the project's own unit tests
 	$(PYTEST) tests/unit -q -n 2 --dist loadfile
 
+scenarios: env  ## hold the harness against every broken twin, and print the table
+	.venv/bin/python -m twin.scenarios
+
+scenarios-fast: env  ## the same for one scenario of each kind, without engines
+	$(PYTEST) tests/scenarios -m fast -q
+
 e2e: env  ## a short end-to-end run on the embedded cluster
 	$(PYTEST) --cluster twin -q --report $(REPORT)/e2e
 
-test: lint unit e2e  ## everything that must be green before a commit
+test: lint unit scenarios-fast e2e  ## everything that must be green before a commit
 
-.PHONY: help env validate network lint unit e2e test
+.PHONY: help env validate network lint unit scenarios scenarios-fast e2e test

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pd_validate.errors import PdValidateError
 from twin.cluster import PROJECT
-from twin.scenario import Expected
+from twin.scenario import Expected, load_scenario
 from twin.trial import NETWORK, Trial, TrialFailed, try_scenario
 
 SCENARIOS = PROJECT / "tests" / "scenarios"
@@ -48,16 +48,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--as-user", action="store_true", help="run each in a pytest of its own, as a user would"
     )
+    parser.add_argument("--list", action="store_true", help="what there is; run nothing")
     options = parser.parse_args(argv)
     files = scenario_files(options.places, fast=options.fast)
     if not files:
         parser.error("no scenario files there")
+    if options.list:
+        print("\n".join(listing(files)))
+        return 0
+    return _try_all(files, as_user=options.as_user)
+
+
+def listing(files: Sequence[Path]) -> list[str]:
+    """A table of scenarios, as docs/scenarios.md has it."""
+    lines = [_line("scenario", "what is broken", "expected"), _line("---", "---", "---")]
+    for file in files:
+        scenario = load_scenario(file)
+        wanted = "; ".join(_place(each) for each in scenario.expect.findings) or "nothing"
+        lines.append(_line(file.stem, " ".join(scenario.about.split()), wanted))
+    return lines
+
+
+def _try_all(files: Sequence[Path], *, as_user: bool) -> int:
     print(_line("scenario", "expected", "got", "seconds", "false"))
     print(_line("---", "---", "---", "---", "---"))
     failed: list[str] = []
     for file in files:
         try:
-            trial = try_scenario(file, as_user=options.as_user)
+            trial = try_scenario(file, as_user=as_user)
         except (PdValidateError, TrialFailed) as error:
             print(_line(file.stem, "", "not tried", "", ""), flush=True)
             failed.append(f"{file}: {error}")
