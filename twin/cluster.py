@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from pd_validate.spec.load import load_cluster
-from pd_validate.spec.models import Cluster, Host, Ssh
+from pd_validate.spec.models import Cluster, DockerExecRuntime, Host, Ssh
 from pd_validate.spec.profiles import devices_of, profile_of
 from twin.fabric import Product, healthy_cluster
 from twin.faults import break_host, environment_of, write_engine_faults
@@ -47,6 +47,16 @@ def cluster_file(name: str) -> Path:
     return next((file for file in [path, *known] if file.is_file()), path)
 
 
+def described_cluster(file: Path) -> Cluster:
+    """The cluster of a twin before it is started: nobody knows its SSH ports yet.
+
+    Raises SpecError for a wrong file.
+    """
+    model = cache_directory() / "tiny-qwen3-moe"
+    described = load_cluster(file, environ={"PD_TWIN_MODEL": str(model), **os.environ})
+    return _moved(described, os.environ.get(NETWORK_VARIABLE))
+
+
 class TwinCluster:
     """Simulated hosts that run. Ends with `stop()`, as a context manager, or with its process."""
 
@@ -63,14 +73,16 @@ class TwinCluster:
         Raises SpecError for a wrong file, TwinError if a host does not start.
         """
         scenario = scenario or Scenario()
-        model = cache_directory() / "tiny-qwen3-moe"
-        described = load_cluster(file, environ={"PD_TWIN_MODEL": str(model), **os.environ})
-        described = _moved(described, os.environ.get(NETWORK_VARIABLE))
+        described = described_cluster(file)
         make_model(described.model.path)
         product = Product(profile_of(described).product)
         fabric = healthy_cluster(
             {name: host.address for name, host in described.hosts.items()}, product
         )
+        for name, machine in fabric.hosts.items():
+            runtime = described.runtime_of(name)
+            if isinstance(runtime, DockerExecRuntime):
+                machine.containers = (runtime.container,)
         check_names(scenario, fabric, described.instances)
         scenario.break_fabric(fabric)
 
