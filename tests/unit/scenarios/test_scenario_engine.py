@@ -1,0 +1,152 @@
+"""Faults of engines: HTTP answers through the middleware, processes killed or stopped once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twin.cluster import PROJECT
+from twin.engine import adapt, middleware
+from twin.faults import write_engine_faults
+from twin.scenario import Scenario
+
+SITE = PROJECT / "twin" / "site"
+
+
+@pytest.fixture(autouse=True)
+def _site(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+
+
+def scenario(*faults: Mapping[str, object]) -> Scenario:
+    return Scenario.model_validate({"faults": faults})
+
+
+# --- HTTP -----------------------------------------------------------------------------------------
+
+
+def answers(faults: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> list[list[Any]]:
+    """What a client gets for requests to `paths`, one after the other; [..., "cut"] if cut."""
+    from twin_engine.http_faults import HttpFaults, StreamCut
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(4):
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(app: Any, path: str) -> list[Any]:
+        got: list[Any] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            got.append(message.get("status") or message["body"])
+
+        try:
+            await app({"type": "http", "path": path}, None, send)
+        except StreamCut:
+            got.append("cut")
+        return got
+
+    async def all_of_them() -> list[list[Any]]:
+        app = HttpFaults(engine, faults)
+        return [await ask(app, path) for path in paths]
+
+    return asyncio.run(all_of_them())
+
+
+WHOLE = [200, b"0", b"1", b"2", b"3", b""]
+COMPLETIONS = "/v1/completions"
+
+
+def http(**words: object) -> dict[str, object]:
+    return {"status": 500, "after_chunks": None, "request": None, **words}
+
+
+def test_another_status_instead_of_the_answer() -> None:
+    (got,) = answers([http(status=503)], [COMPLETIONS])
+    assert got[0] == 503
+    assert json.loads(got[1])["error"]["code"] == 503
+
+
+def test_a_stream_is_cut_after_its_chunks() -> None:
+    assert answers([http(after_chunks=3)], [COMPLETIONS]) == [[200, b"0", b"1", b"2", "cut"]]
+
+
+def test_only_the_nth_completion_request() -> None:
+    paths = ["/health", COMPLETIONS, "/v1/chat/completions", COMPLETIONS]
+    got = answers([http(request=2)], paths)
+    assert [one[0] for one in got] == [200, 200, 500, 200]
+    assert got[3] == WHOLE
+
+
+def test_the_engine_gets_the_middleware_only_where_it_is_needed(tmp_path: Path) -> None:
+    write_engine_faults(tmp_path, scenario({"instance": "decode-1", "http": {"status": 500}}))
+    env = {"TWIN_STATE": str(tmp_path), "PD_INSTANCE": "decode-1"}
+    added = middleware(env)
+    assert added == ["twin_engine.http_faults.HttpFaults"]
+    assert adapt(["serve", "m"], "127.0.0.2", added)[-2:] == ["--middleware", added[0]]
+    assert middleware(env | {"PD_INSTANCE": "decode-2"}) == []
+    assert middleware({}) == []
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+# A worker whose phase comes, twice: says so each time that it survives.
+WORKER = """
+import sys
+from twin_engine.faults import Counter, faults_of_this_instance
+counter = Counter(faults_of_this_instance())
+for _ in range(2):
+    counter.happened(rank=int(sys.argv[1]))
+    print("alive", flush=True)
+"""
+
+
+def worker(state: Path, rank: int, instance: str = "decode-1") -> subprocess.Popen[str]:
+    env = {"PYTHONPATH": str(SITE), "TWIN_STATE": str(state), "PD_INSTANCE": instance}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(rank)],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_rank_is_killed_at_its_nth_time_and_only_once(tmp_path: Path) -> None:
+    fault = {"instance": "decode-1", "at": "pulling", "do": "kill", "rank": 1, "request": 2}
+    write_engine_faults(tmp_path, scenario(fault))
+    for rank, instance, expected in (
+        (0, "decode-1", (0, "alive\nalive\n")),
+        (1, "decode-2", (0, "alive\nalive\n")),
+        (1, "decode-1", (-signal.SIGKILL, "alive\n")),
+        (1, "decode-1", (0, "alive\nalive\n")),  # it was started again
+    ):
+        process = worker(tmp_path, rank, instance)
+        output, _ = process.communicate(timeout=20)
+        assert (process.returncode, output) == expected
+
+
+def test_a_paused_instance_stops_with_its_whole_process_group(tmp_path: Path) -> None:
+    fault = {"instance": "decode-1", "at": "decoding", "do": "pause"}
+    write_engine_faults(tmp_path, scenario(fault))
+    process = worker(tmp_path, 0)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=20)[0] == "alive\nalive\n"
+
+
+def test_processes_without_faults_are_not_touched(tmp_path: Path) -> None:
+    write_engine_faults(tmp_path, scenario())
+    process = worker(tmp_path, 0)
+    assert process.communicate(timeout=20)[0] == "alive\nalive\n"
