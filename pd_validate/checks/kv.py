@@ -32,14 +32,14 @@ class Place:
 
 
 def check_transfers(
-    transfers: Sequence[Transfer], produced: Iterable[TraceRecord], hosts: Mapping[str, str]
+    transfers: Sequence[Transfer], records: Iterable[TraceRecord], hosts: Mapping[str, str]
 ) -> list[Finding]:
     """Findings for every transfer whose received digests are not the produced ones.
 
-    `produced` are all producer records known, also of other requests: a digest found
-    elsewhere there tells where wrong KV came from. `hosts` maps instances to hosts.
+    `records` are all that is known, also of other requests: a digest that was produced
+    elsewhere tells where wrong KV came from. `hosts` maps instances to hosts.
     """
-    origins = _origins(produced)
+    origins = _origins(record for record in records if record.phase == "produced")
     findings: list[Finding] = []
     for transfer in transfers:
         findings += _check_transfer(transfer, origins, hosts)
