@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from pd_validate.errors import SpecError
+
 TWIN = "twin"
 AUDIT_LEVELS = ("off", "sample", "full")
 
@@ -90,3 +92,21 @@ class Options:
             dry_run=namespace.pd_dry_run,
             allow_faults=namespace.pd_allow_faults,
         )
+
+    def check_places(self) -> None:
+        """Can the results be written, once there are some? Raises SpecError."""
+        blocked = _not_a_directory(self.report)
+        if blocked is not None:
+            raise SpecError(f"--report {self.report} cannot be a directory: {blocked} is a file")
+        if self.findings is None:
+            return
+        blocked = _not_a_directory(self.findings.parent)
+        if blocked is not None:
+            raise SpecError(f"--findings {self.findings} cannot be written: {blocked} is a file")
+        if self.findings.is_dir():
+            raise SpecError(f"--findings {self.findings} is a directory, not a file to write")
+
+
+def _not_a_directory(path: Path) -> Path | None:
+    """The part of `path` that exists and keeps a directory from being made there."""
+    return next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)

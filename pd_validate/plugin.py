@@ -78,19 +78,22 @@ def pytest_configure(config: pytest.Config) -> None:
     if not (options.cluster and runs):
         return
     from pd_validate.report.allure_files import clean_results
-    from pd_validate.run import Run  # heavy; a plain pytest run of anything else skips it
+    from pd_validate.run import NOT_FIT, Run  # heavy; a run of anything else skips it
 
+    signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as undo:
         try:
+            options.check_places()
             cluster = open_cluster(options, undo)
         except SpecError as error:
             raise pytest.UsageError(str(error)) from error
+        except LabError as error:
+            pytest.exit(str(error), returncode=NOT_FIT)
         config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
     results = options.report / "allure-results"
     if hasattr(config.option, "allure_report_dir") and not config.option.allure_report_dir:
         config.option.allure_report_dir = str(results)  # read by allure-pytest, after us
     clean_results(results)
-    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
@@ -100,18 +103,18 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return None
     from pd_validate.dry_run import rendered_plan
 
-    with ExitStack() as undo:
-        try:
-            print(rendered_plan(open_cluster(options, undo), audit=options.audit))
-        except SpecError as error:
-            raise pytest.UsageError(str(error)) from error
+    try:
+        print(rendered_plan(open_cluster(options), audit=options.audit))
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from error
     return 0
 
 
-def open_cluster(options: Options, undo: ExitStack) -> Cluster:
+def open_cluster(options: Options, undo: ExitStack | None = None) -> Cluster:
     """The cluster of the file, or of a twin that is started now and ends with `undo`.
 
-    Raises SpecError for a file that cannot be used.
+    Without `undo` nothing is started: a twin's cluster is only described. Raises SpecError
+    for a file that cannot be used, LabError for a twin that cannot be started.
     """
     from pd_validate.spec.load import load_cluster
 
@@ -121,13 +124,18 @@ def open_cluster(options: Options, undo: ExitStack) -> Cluster:
             raise SpecError("--scenario breaks the twin; it cannot be used on a real cluster")
         return load_cluster(Path(options.cluster))
     # The only place that knows of the twin: from here on its hosts are hosts like any other.
-    from twin.cluster import TwinCluster, cluster_file
+    from twin.cluster import TwinCluster, cluster_file, described_cluster
+    from twin.hosts import TwinError
     from twin.scenario import load_scenario
 
     scenario = load_scenario(options.scenario) if options.scenario is not None else None
     file = cluster_file(name or (scenario.cluster if scenario is not None else ""))
-    twin = undo.enter_context(TwinCluster.start(file, scenario))
-    return twin.cluster
+    if undo is None:
+        return described_cluster(file)
+    try:
+        return undo.enter_context(TwinCluster.start(file, scenario)).cluster
+    except (TwinError, OSError) as error:  # OSError: a scenario's foreign process, a full disk
+        raise LabError(f"the twin does not start: {error}") from error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
