@@ -84,13 +84,13 @@ class Fabric:
 
     def knows(self, place: Place) -> bool:
         """Whether the device is one of the fabric's: of others nothing can be said."""
-        return self._owner(place) is not None
+        return _owner(self.layout(), place) is not None
 
     def own_fault(self, place: Place, device_ip: str, *, over_roce: bool) -> str:
         """Why this device cannot take part in a link at all, given what the rank table says of
         it; empty if it can.
         """
-        owner = self._owner(place)
+        owner = _owner(self.layout(), place)
         if owner is None:
             return ""
         actual = owner.device["ip"]
@@ -108,7 +108,8 @@ class Fabric:
 
     def obstacle(self, one: Place, other: Place, *, over_roce: bool) -> str:
         """Why a link between two devices does not come up now; empty if it does."""
-        ends = [self._owner(place) for place in (one, other)]
+        layout = self.layout()
+        ends = [_owner(layout, place) for place in (one, other)]
         if None in ends:
             return ""
         if over_roce:
@@ -132,7 +133,7 @@ class Fabric:
         reading needs the request and the answer.
         """
         layout = self.layout()
-        source, target = self._owner(one), self._owner(other)
+        source, target = _owner(layout, one), _owner(layout, other)
         if layout is None or source is None or target is None:
             return HEALTHY
         seconds = 0.0
@@ -156,12 +157,6 @@ class Fabric:
             seconds += state.seconds + lost * RETRANSMISSION
         return Passage(seconds=seconds)
 
-    def _owner(self, place: Place) -> reader.Owner | None:
-        layout = self.layout()
-        host = layout["hosts"].get(place.host) if layout else None
-        device = host["devices"].get(str(place.device)) if host else None
-        return reader.Owner(place.host, device) if device else None
-
     def _conf_address(self, place: Place) -> str | None:
         """The device's address in the host's /etc/hccn.conf; None: no such line, or no file."""
         try:
@@ -173,3 +168,10 @@ class Fabric:
             line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#"
         )
         return values.get(f"address_{place.device}")
+
+
+def _owner(layout: dict[str, Any] | None, place: Place) -> reader.Owner | None:
+    """The device in the fabric; None if it is not one of the fabric's."""
+    host = layout["hosts"].get(place.host) if layout else None
+    device = host["devices"].get(str(place.device)) if host else None
+    return reader.Owner(place.host, device) if device else None

@@ -125,18 +125,19 @@ class Transfers:
             if faults.stalls:
                 pause(self._timeout, deadline)
                 raise TimeoutError("the peer does not answer")
-            if not pause(faults.delay, deadline):
+            if faults.delay and not pause(faults.delay, deadline):
                 raise TimeoutError("delayed beyond the time limit")
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
             wire.send_frame(connection, Operation.READ, plan.request())
-            for batch in plan.batches():
+            for number, batch in enumerate(plan.batches()):
+                if number:
+                    self._pass(entity, 0, deadline)
                 wire.set_deadline(connection, deadline)
                 if faults.resets:
                     wire.receive_pieces(connection, batch[: len(batch) // 2])
                     _reset(connection)
                 wire.receive_pieces(connection, batch)
-                self._pass(entity, 0, deadline)
         faults.after(plan.arrival())
 
     def push(self, entity: Entity, plan: Plan, deadline: float) -> None:
@@ -145,10 +146,11 @@ class Transfers:
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
             wire.send_frame(connection, Operation.WRITE, plan.request())
-            for batch in plan.batches():
+            for number, batch in enumerate(plan.batches()):
+                if number:
+                    self._pass(entity, 0, deadline)
                 wire.set_deadline(connection, deadline)
                 wire.send_pieces(connection, batch)
-                self._pass(entity, 0, deadline)
             wire.set_deadline(connection, deadline)
             wire.receive_frame(connection)
 
