@@ -44,54 +44,59 @@ class Head:
     length: int | None  # of the body, bytes; None: chunked or until the connection closes
     chunked: bool
     keep_alive: bool
-    passed: bytes  # end-to-end header lines, each with its CRLF; without type and length
+    raw: bytes  # all of it, without the closing empty line
 
     @property
     def is_event_stream(self) -> bool:
         return self.content_type.startswith(b"text/event-stream")
 
+    @property
+    def passed(self) -> bytes:
+        """End-to-end header lines, each with its CRLF; without type and length."""
+        lines = self.raw.split(b"\r\n")[1:]
+        passed = [x for x in lines if x.partition(b":")[0].lower() not in _HOP_BY_HOP]
+        return b"\r\n".join((*passed, b"")) if passed else b""
+
 
 def parse_head(data: bytes) -> Head:
-    """Parse a head without its closing empty line. Raises ProtocolError."""
-    lines = data.split(b"\r\n")
-    status_line = lines[0]
-    if not status_line.startswith(b"HTTP/1.") or not status_line[9:12].isdigit():
-        raise ProtocolError(f"not an HTTP/1 answer: {status_line[:60]!r}")
-    status = int(status_line[9:12])
-    keep_alive = status_line[7:8] != b"0"
-    content_type = b""
-    length: int | None = None
+    """Parse a head without its closing empty line. Raises ProtocolError.
+
+    Looks only for the headers that matter here; one pass over all of them costs more
+    than the rest of a prefill leg.
+    """
+    if not data.startswith(b"HTTP/1.") or not data[9:12].isdigit():
+        raise ProtocolError(f"not an HTTP/1 answer: {data[:60]!r}")
+    status = int(data[9:12])
+    lowered = data.lower()
     chunked = False
-    passed: list[bytes] = []
-    for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon:
-            raise ProtocolError(f"not a header line: {line[:60]!r}")
-        key = name.lower()
-        if key not in _HOP_BY_HOP:
-            passed.append(line)
-            continue
-        value = value.strip()
-        if key == b"content-type":
-            content_type = value
-        elif key == b"content-length":
-            if not value.isdigit():
-                raise ProtocolError(f"content-length is {value[:30]!r}")
-            length = int(value)
-        elif key == b"transfer-encoding":
-            chunked = value.lower() == b"chunked"
-            if not chunked:
-                raise ProtocolError(f"transfer-encoding {value[:30]!r} is not supported")
-        elif key == b"connection":
-            keep_alive = value.lower() != b"close" and (
-                keep_alive or value.lower() == b"keep-alive"
-            )
-    if chunked:
-        length = None
+    length: int | None = None
+    coding = _value(lowered, b"\r\ntransfer-encoding:")
+    if coding:
+        chunked = coding == b"chunked"
+        if not chunked:
+            raise ProtocolError(f"transfer-encoding {coding[:30]!r} is not supported")
     elif status in (204, 304):
         length = 0
-    passed.append(b"")
-    return Head(status, content_type, length, chunked, keep_alive, b"\r\n".join(passed))
+    else:
+        digits = _value(lowered, b"\r\ncontent-length:")
+        if digits:
+            if not digits.isdigit():
+                raise ProtocolError(f"content-length is {digits[:30]!r}")
+            length = int(digits)
+    connection = _value(lowered, b"\r\nconnection:")
+    keep_alive = connection != b"close" and (data[7:8] != b"0" or connection == b"keep-alive")
+    content_type = _value(lowered, b"\r\ncontent-type:")
+    return Head(status, content_type, length, chunked, keep_alive, data)
+
+
+def _value(lowered: bytes, name: bytes) -> bytes:
+    """A header's value in a head in lower case; empty when it is not there."""
+    start = lowered.find(name)
+    if start < 0:
+        return b""
+    start += len(name)
+    end = lowered.find(b"\r\n", start)
+    return (lowered[start:] if end < 0 else lowered[start:end]).strip()
 
 
 def frame(payload: bytes) -> bytes:

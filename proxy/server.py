@@ -225,9 +225,15 @@ class Proxy:
             job.bytes_sent = stream.bytes_sent
             metrics.first_token.observe(job.first_at - job.arrived)
         if self._access_log.enabled:
-            self._access_log.add(job.record(now))
+            self._access_log.add(job.access_line(now))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
+        content = request.content
+        if content.is_eof():  # it came with the head, as short ones do: no need to wait
+            body = content.read_nowait()
+            if len(body) <= self._config.max_body:
+                return body
+            raise self._too_large()
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             transport = request.transport
             if transport is not None:
@@ -235,9 +241,11 @@ class Proxy:
         try:
             return await request.read()
         except web.HTTPRequestEntityTooLarge:
-            self.metrics.rejected.add("too-large")
-            limit = self._config.max_body
-            raise ProxyError(413, f"the body is larger than {limit} bytes") from None
+            raise self._too_large() from None
+
+    def _too_large(self) -> ProxyError:
+        self.metrics.rejected.add("too-large")
+        return ProxyError(413, f"the body is larger than {self._config.max_body} bytes")
 
     async def _to_decoder(self, request: web.BaseRequest) -> Written:
         body = await self._body(request)

@@ -147,6 +147,13 @@ def load_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def prefer(pid: int) -> None:
+    """Real-time priority for every thread of a process tree."""
+    for member in tree(pid):
+        for thread in Path(f"/proc/{member}/task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_RR, os.sched_param(PRIORITY))
+
+
 def machine_seconds() -> float:
     """CPU time used by everybody on the two CPUs so far."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
@@ -178,8 +185,11 @@ def wait_port(port: int, child: subprocess.Popen[bytes], seconds: float = 30.0) 
     raise RuntimeError(f"{child.args!r} does not listen on {port} within {seconds:g} s")
 
 
-def load(port: int, clients: int, seconds: float, *, stream: bool, prompt: int) -> dict[str, float]:
+def load(
+    port: int, clients: int, seconds: float, *, stream: bool, prompt: int, preferred: bool
+) -> dict[str, float]:
     argv = [
+        *(["chrt", "--rr", str(PRIORITY)] if preferred else []),
         *("taskset", "-c", str(LOAD_CPU), sys.executable, str(HERE / "load.py"), str(port)),
         *("--clients", str(clients), "--seconds", str(seconds), "--prompt", str(prompt)),
         *(["--stream"] if stream else []),
@@ -191,6 +201,7 @@ def load(port: int, clients: int, seconds: float, *, stream: bool, prompt: int) 
 
 # Rounds in which other processes used more cores than this do not count, if there are others.
 QUIET = 0.35
+PRIORITY = 5  # real-time, with --preferred
 
 # name: clients, stream, seconds between two events, characters of prompt
 CASES: dict[str, tuple[int, bool, float, int]] = {
@@ -208,14 +219,22 @@ def engines(pace: float) -> contextlib.AbstractContextManager[subprocess.Popen[b
     return process(argv, LOAD_CPU, stdout=subprocess.PIPE)
 
 
-def measure(subject: Subject, case: str, seconds: float) -> dict[str, float] | None:
+def measure(
+    subject: Subject, case: str, seconds: float, *, preferred: bool
+) -> dict[str, float] | None:
     """One cell of one round; None: the subject is not installed."""
     clients, stream, pace, prompt = CASES[case]
     with engines(pace) as backend, tempfile.TemporaryDirectory() as scratch:
         assert backend.stdout is not None
         prefiller, *decoders = json.loads(backend.stdout.readline())
+        if preferred:
+            prefer(backend.pid)
+
+        def run(port: int, clients: int, seconds: float) -> dict[str, float]:
+            return load(port, clients, seconds, stream=stream, prompt=prompt, preferred=preferred)
+
         if subject.name == "direct":
-            return load(decoders[0], clients, seconds, stream=stream, prompt=prompt)
+            return run(decoders[0], clients, seconds)
         port = free_port()
         argv = subject.command(port, prefiller, decoders, Path(scratch))
         if argv is None:
@@ -226,11 +245,13 @@ def measure(subject: Subject, case: str, seconds: float) -> dict[str, float] | N
                 wait_port(port, child)
             except RuntimeError as error:
                 sys.exit(f"{subject.name}: {error}\n{log.read_text()[-2000:]}")
-            load(port, min(clients, 4), 0.5, stream=stream, prompt=prompt)  # warm
+            run(port, min(clients, 4), 0.3)  # warm
+            if preferred:
+                prefer(child.pid)
             before, all_before = cpu_seconds(child.pid), machine_seconds()
             mine_before = load_seconds() + cpu_seconds(backend.pid)
             started = time.monotonic()
-            result = load(port, clients, seconds, stream=stream, prompt=prompt)
+            result = run(port, clients, seconds)
             spent = cpu_seconds(child.pid) - before
             wall = time.monotonic() - started
             mine = spent + load_seconds() + cpu_seconds(backend.pid) - mine_before
@@ -282,6 +303,11 @@ def main() -> None:
     parse.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parse.add_argument("--only", nargs="+", help="subjects by name")
     parse.add_argument(
+        "--preferred",
+        action="store_true",
+        help="real-time priority while measuring (root): for a machine that others use too",
+    )
+    parse.add_argument(
         "--patience",
         type=float,
         default=0.0,
@@ -306,11 +332,11 @@ def main() -> None:
     for number in range(args.rounds):
         for case in args.cases:
             for subject in list(subjects):
-                row = measure(subject, case, args.seconds)
+                row = measure(subject, case, args.seconds, preferred=args.preferred)
                 while row and row.get("others", 0.0) >= QUIET and time.monotonic() < patient_until:
                     while others_now() >= QUIET and time.monotonic() < patient_until:
                         pass
-                    row = measure(subject, case, args.seconds)
+                    row = measure(subject, case, args.seconds, preferred=args.preferred)
                 if row is None:
                     print(f"{subject.name}: not installed, skipped", file=sys.stderr)
                     subjects.remove(subject)

@@ -178,6 +178,7 @@ async def pd(prefillers: int = 1, decoders: int = 2, **config: Any) -> AsyncIter
             "decoders": tuple(Address("127.0.0.1", e.port) for e in d),
             "access_log": "off",
             "probe_seconds": 0.1,
+            "probe_failures": 50,  # a busy machine must not look like a dead engine
             "handover_seconds": 0.5,
             "drain_seconds": 3.0,
         }
