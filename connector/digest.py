@@ -18,6 +18,7 @@ import torch
 from connector.caches import Part
 
 DIGEST_BYTES = 8
+ZERO = "zero"  # of a block that is all zero: no model writes that, it means nothing arrived
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class Plane:
     token_of: torch.Tensor | None
 
     def digest(self, block: int, tokens: int, block_size: int) -> str:
-        """Hex digest of the first `tokens` tokens of a block; "" when it cannot be taken."""
+        """Hex digest of the first `tokens` tokens of a block; ZERO; "" if it cannot be taken."""
         data = self.tensor[block].detach().cpu()
         if tokens < block_size:
             if self.token_of is None:
                 return ""
             data = data[(self.token_of < tokens).expand(data.shape)]
         raw = data.contiguous().reshape(-1).view(torch.uint8).numpy()
+        if not raw.any():
+            return ZERO
         return hashlib.blake2b(raw.data, digest_size=DIGEST_BYTES).hexdigest()
 
 
