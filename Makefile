@@ -17,7 +17,7 @@ network: env  ## the network validation of the embedded cluster alone
 lint: env  ## ruff and mypy --strict
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p pd_validate -p connector -p proxy -p twin
+	.venv/bin/mypy
 
 unit: env  ## the project's own unit tests
 	$(PYTEST) tests/unit -q -n 2 --dist loadfile

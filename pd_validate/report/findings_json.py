@@ -1,6 +1,7 @@
 """findings.json: the verdict of a run for other programs.
 
-The form is an interface; its JSON Schema is docs/findings.schema.json.
+`findings` are the faults; what another finding explains (`because`) is in `consequences`
+and does not count. The form is an interface; its JSON Schema is docs/findings.schema.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ def findings_json(record: RunRecord) -> str:
         "cluster": record.cluster,
         "started": record.started.isoformat(timespec="seconds"),
         "verdict": record.verdict.value,
-        "findings": [finding.to_json() for finding in record.findings],
+        "findings": [f.to_json() for f in record.findings if not f.because],
+        "consequences": [f.to_json() for f in record.findings if f.because],
         "checks": [_check(check) for check in record.checks],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -32,7 +32,7 @@ def test_content():
     assert root["where"] == {"host": "d1", "device": 6}
     assert root["layer"] == "physical link"
     assert root["hint"].startswith("Check cable")
-    consequence = next(f for f in document["findings"] if f["id"] == "health.unreachable")
+    consequence = next(f for f in document["consequences"] if f["id"] == "health.unreachable")
     assert consequence["because"] == [{"id": "link.down", "where": {"host": "d1", "device": 6}}]
     failed = [check for check in document["checks"] if check["verdict"] == "fail"]
     assert {"link.state", "optics", "net-health"} == {check["id"] for check in failed}
