@@ -358,7 +358,11 @@ def without_secrets(text: str) -> str:
 
 
 def port(address: str, number: int) -> Json:
-    """Whether a server could listen at `address`:`number` now, and if not, who does."""
+    """Whether a server could listen at `address`:`number` now, and if not, who does.
+
+    A port that no one listens on is free even if an outgoing connection has it for now.
+    """
+    state: Json = {"address": address, "port": number, "free": True}
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do: a connection of an earlier run in TIME_WAIT is no obstacle.
@@ -367,14 +371,17 @@ def port(address: str, number: int) -> Json:
             probe.bind((address, number))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return {"address": address, "port": number, "free": False, "holder": holder(number)}
-            reason = os.strerror(error.errno or 0)
-            return {"address": address, "port": number, "free": None, "error": reason}
-    return {"address": address, "port": number, "free": True}
+                listeners = listening(number)
+                return dict(state, free=not listeners, holder=holder(listeners))
+            return dict(state, free=None, error=os.strerror(error.errno or 0))
+    return state
 
 
-def holder(number: int) -> str:
-    """Process that listens on a TCP port, as far as we may see it; empty if not."""
+_LISTEN = "0A"  # in the state column of /proc/net/tcp
+
+
+def listening(number: int) -> set[str]:
+    """Inodes of the sockets that listen on a TCP port, at whatever address."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -382,8 +389,17 @@ def holder(number: int) -> str:
                 rows = [line.split() for line in file][1:]
         except OSError:
             continue
-        inodes |= {row[9] for row in rows if int(row[1].rpartition(":")[2], 16) == number}
-    links = {f"socket:[{inode}]" for inode in inodes if inode != "0"}
+        inodes |= {
+            row[9]
+            for row in rows
+            if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == number
+        }
+    return inodes
+
+
+def holder(inodes: set[str]) -> str:
+    """Process that has one of these sockets, as far as we may see it; empty if not."""
+    links = {f"socket:[{inode}]" for inode in inodes}
     for path in glob.iglob("/proc/[0-9]*/fd/*"):
         try:
             if os.readlink(path) not in links:

@@ -30,6 +30,7 @@ from pd_validate.hosts.api import Commands
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import RPC_IP, InstanceLaunch, LaunchPlan, Process
+from pd_validate.spec.ports import HCCL_BASE_PORT, side_channel_base
 from pd_validate.spec.profiles import devices_of, profile_of
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ T = TypeVar("T")
 HCCN_CONF = "/etc/hccn.conf"
 PACKAGES = ("torch", "torch_npu", "vllm", "vllm_ascend")
 MODULES = ("llm_datadist",)
+HCCL_DEVICE_PORT = 16666  # where HCCL listens for other ranks
 SECONDS_PER_COMMAND = 2.0  # of a host's budget
 BUSY_RETRIES = 5  # with pauses of 0.5, 1, 2, 4, 8 s
 
@@ -241,7 +243,7 @@ def _request_of(cluster: Cluster, plan: LaunchPlan, host: str) -> ReadRequest:
         "commands": commands,
         "network": {},
         "environment": list(_ENVIRONMENT),
-        "ports": [list(pair) for pair in _ports(plan.on(host))],
+        "ports": [list(pair) for pair in _ports(cluster, plan.on(host))],
     }
     if cluster.checks.software:
         document["software"] = _probe(cluster, plan, host)
@@ -391,8 +393,8 @@ def _probe(cluster: Cluster, plan: LaunchPlan, host: str) -> dict[str, Any]:
     }
 
 
-def _ports(processes: Iterable[Process]) -> list[tuple[str, int]]:
-    """(address, port) that the processes of a host will listen on."""
+def _ports(cluster: Cluster, processes: Iterable[Process]) -> list[tuple[str, int]]:
+    """(address, port) that the processes of a host will listen on, and side channels' bases."""
     ports = []
     for process in processes:
         address = _option(process.argv, "--host") or "0.0.0.0"
@@ -402,7 +404,12 @@ def _ports(processes: Iterable[Process]) -> list[tuple[str, int]]:
         if isinstance(process, InstanceLaunch):
             side = process.env.get(RPC_IP, "0.0.0.0")
             ports += [(side, number) for number in process.side_channel_ports]
-    return ports
+            ports.append((side, side_channel_base(cluster, process.name)))
+            # HCCL fails late if somebody has its ports: EJ0003, EI0019, "port[60000]".
+            stated = process.env.get("HCCL_IF_BASE_PORT", "")
+            base = int(stated) if stated.isdigit() and int(stated) < 65536 else HCCL_BASE_PORT
+            ports += [(process.address, HCCL_DEVICE_PORT), (process.address, base)]
+    return list(dict.fromkeys(ports))
 
 
 def _option(argv: Sequence[str], name: str) -> str | None:

@@ -120,6 +120,17 @@ def test_port_of_somebody_else() -> None:
     assert lab.lines(idle=False) == []
 
 
+def test_base_of_the_side_channel_that_no_rank_uses_warns() -> None:
+    """The connector's ranks listen on base + TP and above; another instance may use the base."""
+    lab = Lab()
+    taken = {"address": "0.0.0.0", "port": 5557, "free": False}
+    lab.change("d1", ports=[taken, taken | {"port": 5559}])
+    assert lab.lines() == [
+        "fail host.port-taken at d1 port 5559",
+        "warn host.port-taken at d1 port 5557",
+    ]
+
+
 def test_port_that_cannot_be_tried_is_unknown() -> None:
     lab = Lab()
     lab.change("d1", ports=[{"address": "0.0.0.0", "port": 80, "free": None, "error": "denied"}])

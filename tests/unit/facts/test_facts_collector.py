@@ -203,6 +203,12 @@ def test_port_of_another_loopback_host_is_no_clash(listener: int) -> None:
     assert collector.port("0.0.0.0", listener)["free"] is False
 
 
+def test_port_of_a_passing_connection_is_free(listener: int) -> None:
+    with socket.create_connection(("127.0.0.1", listener)) as connection:
+        address, number = connection.getsockname()
+        assert collector.port(address, number)["free"] is True
+
+
 def test_port_on_an_address_that_is_not_ours_cannot_be_tried() -> None:
     state = collector.port("192.0.2.77", 13700)
     assert state["free"] is None

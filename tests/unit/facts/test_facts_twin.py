@@ -85,6 +85,14 @@ def run(product: Product, directory: Path, spoil: Callable[[FabricState], None])
     facts = read_cluster(commands, requests_of(intent, plan))  # type: ignore[arg-type]
     pings = run_pings(commands, intent, ping_plan(intent, facts))  # type: ignore[arg-type]
     assert len(device_addresses(intent, facts)) <= sum(map(len, DEVICES.values()))
+    assert {(p.address, p.port) for p in facts.hosts["d1"].ports} == {
+        ("0.0.0.0", 23710),  # the API, as vLLM binds it
+        ("127.0.0.2", 23711),  # the side channel's base
+        ("127.0.0.2", 23713),  # the side channel of both ranks
+        ("127.0.0.2", 23714),
+        ("127.0.0.2", 16666),  # HCCL
+        ("127.0.0.2", 60000),
+    }
     for host in state.hosts:
         conf = directory / "state" / host / "etc/hccn.conf"
         assert conf.read_text() == state.hosts[host].hccn_conf  # reading changed nothing
