@@ -84,12 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
     with ExitStack() as undo:
         try:
             options.check_places()
+            if getattr(config.option, "numprocesses", None):
+                raise SpecError("one cluster serves one test at a time: run without -n")
             cluster = open_cluster(options, undo)
+            config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
         except SpecError as error:
             raise pytest.UsageError(str(error)) from error
         except LabError as error:
             pytest.exit(str(error), returncode=NOT_FIT)
-        config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
     results = options.report / "allure-results"
     if hasattr(config.option, "allure_report_dir") and not config.option.allure_report_dir:
         config.option.allure_report_dir = str(results)  # read by allure-pytest, after us
@@ -123,6 +125,11 @@ def open_cluster(options: Options, undo: ExitStack | None = None) -> Cluster:
         if options.scenario is not None:
             raise SpecError("--scenario breaks the twin; it cannot be used on a real cluster")
         return load_cluster(Path(options.cluster))
+    if options.keep_up or options.reuse:
+        raise SpecError(
+            "this twin ends with pytest. For --keep-up and --reuse start one that stays: "
+            "`python -m twin cluster.yaml`, then `pytest --cluster cluster.yaml …`"
+        )
     # The only place that knows of the twin: from here on its hosts are hosts like any other.
     from twin.cluster import TwinCluster, cluster_file, described_cluster
     from twin.hosts import TwinError

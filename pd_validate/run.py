@@ -27,7 +27,7 @@ from pd_validate.report.record import Attachment, Outcome, RunRecord, TestResult
 from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.report.write import write_reports
-from pd_validate.session import PreflightFailed, Session
+from pd_validate.session import PreflightFailed, Session, kept_run
 from pd_validate.spec.models import Cluster
 from pd_validate.topology.topology import BringUpFailed, Topology
 
@@ -47,7 +47,8 @@ class Run:
         self._undo = undo
         self._console = console_for(sys.stdout)
         progress = HostProgress(self._console, list(cluster.hosts))
-        self.session = Session(cluster, audit=options.audit, progress=progress)
+        kept = kept_run(cluster) if options.reuse else None
+        self.session = Session(cluster, audit=options.audit, progress=progress, kept=kept)
         self.session.record.command = shlex.join(["pytest", *config.invocation_params.args])
         self._redactor = Redactor(_secrets(cluster))
         self.story = Story(self._redactor)
@@ -193,9 +194,10 @@ class Run:
 
     def _write_allure(self, record: RunRecord) -> None:
         """Allure's own files and its HTML; without Node a line that says how to make it."""
-        results = Path(getattr(self._config.option, "allure_report_dir", None) or "")
-        if not results.is_dir():
-            return
+        directory = getattr(self._config.option, "allure_report_dir", None)
+        if not directory or not Path(directory).is_dir():
+            return  # Allure's plugin is off, or not installed
+        results = Path(directory)
         write_results_files(record, results, os.environ)
         history = self.options.report / "allure-history.jsonl"
         made = generate(record, results, self.options.report / "allure-report", history)

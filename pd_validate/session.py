@@ -66,12 +66,35 @@ class HostHandle:
     supervisor: Supervisor
 
 
+def kept_run(cluster: Cluster) -> str:
+    """Id of the run that was left running (`--keep-up`) on all hosts of the plan.
+
+    Raises LabError if there is none, or not the same one everywhere.
+    """
+    runs: dict[str, str] = {}
+    for name in dict.fromkeys([spec.host for spec in cluster.instances.values()]):
+        with RemoteHost.of_cluster(cluster, name) as host:
+            seen = survey(host, str(cluster.workdir_of(name)))
+        kept = [run.run_id for run in seen.runs if run.alive and run.kept]
+        runs[name] = kept[0] if kept else "none"
+    if len(set(runs.values())) > 1 or "none" in runs.values():
+        said = ", ".join(f"{host}: {run}" for host, run in runs.items())
+        raise LabError(
+            f"no topology was left running on all hosts ({said}). Start one with --keep-up"
+        )
+    return next(iter(runs.values()))
+
+
 class Session:
     """See the module's docstring. `close` must be called once; it never raises for a lost host."""
 
-    def __init__(self, cluster: Cluster, *, audit: AuditLevel, progress: Progress) -> None:
+    def __init__(
+        self, cluster: Cluster, *, audit: AuditLevel, progress: Progress, kept: str | None = None
+    ) -> None:
+        """`kept`: id of a run whose topology was left running; this session takes it over."""
         self.cluster = cluster
-        self.run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self.run_id = kept or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self._adopts = kept is not None
         self.run_dirs = run_dirs(cluster, self.run_id)
         self.plan: LaunchPlan = launch_plan(cluster, run_dirs=self.run_dirs, audit=audit)
         self.findings: list[Finding] = []
@@ -143,7 +166,8 @@ class Session:
     @cached_property
     def network(self) -> Report:
         """Verdict of the network validation: findings, and each check's own verdict."""
-        report = check_network(self.cluster, self.plan, self.facts, self.pings)
+        idle = not self._adopts  # else our own processes hold ports and NPUs
+        report = check_network(self.cluster, self.plan, self.facts, self.pings, idle=idle)
         self.record.checks += recording.check_results(report)
         self.record.pings += recording.pings(self.pings)
         return report
@@ -167,7 +191,10 @@ class Session:
         Raises as `staged` does, or BringUpFailed, the same one at every later call.
         """
         topology = self.staged()
-        topology.up()
+        if self._adopts:
+            topology.wait_ready()
+        else:
+            topology.up()
         return topology
 
     def staged(self) -> Topology:
@@ -184,25 +211,33 @@ class Session:
                 ranktable=self._rank_table(),
                 progress=self._progress,
             )
-            self._topology.stage()
+            if not self._adopts:
+                self._topology.stage()
         return self._topology
 
     def _supervised(self) -> dict[str, HostHandle]:
         """Lock all hosts of the plan for this run. Raises ClusterLocked, LabError."""
         used = list(dict.fromkeys(process.host for process in self.plan.processes()))
-
-        def open_one(host: str) -> None:
-            self._supervisors[host] = RemoteSupervisor.open(
-                self.commands[host],
-                workdir=str(self.cluster.workdir_of(host)),
-                run_id=self.run_id,
-                lease=self.cluster.timeouts.lease,
-            )
-
-        for error in in_parallel({host: partial(open_one, host) for host in used}).values():
+        get = self._adopt_one if self._adopts else self._open_one
+        for error in in_parallel({host: partial(get, host) for host in used}).values():
             if error is not None:
                 raise error
         return {host: HostHandle(self.commands[host], self._supervisors[host]) for host in used}
+
+    def _open_one(self, host: str) -> None:
+        self._supervisors[host] = RemoteSupervisor.open(
+            self.commands[host],
+            workdir=str(self.cluster.workdir_of(host)),
+            run_id=self.run_id,
+            lease=self.cluster.timeouts.lease,
+        )
+
+    def _adopt_one(self, host: str) -> None:
+        workdir = str(self.cluster.workdir_of(host))
+        found = RemoteSupervisor.attach(self.commands[host], workdir=workdir, run_id=self.run_id)
+        if found is None:
+            raise LabError(f"{host}: run {self.run_id} is not running there any more")
+        self._supervisors[host] = found
 
     def _rank_table(self) -> bytes | None:
         """The table to place, or None if the cluster file says that one is there already."""

@@ -100,12 +100,17 @@ class Topology:
         Raises BringUpFailed, also at every later call once it did; LabError if a host
         is lost on the way.
         """
+        if self._failure is None and not self._is_up:
+            self._start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until what was started answers real requests. Idempotent; raises as `up`."""
         if self._failure is not None:
             raise self._failure
         if self._is_up:
             return
         try:
-            self._start()
             self._wait_for_instances()
             self._wait_for_links()
             self._wait_for_proxy()
