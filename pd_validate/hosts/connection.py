@@ -179,14 +179,29 @@ class SshConnection:
             channel.close()
 
     def _open_channel(self, line: str, deadline: float) -> paramiko.Channel:
-        """A session that runs `line`."""
-        refused: list[paramiko.ChannelException] = []
+        """A session that runs `line`. A connection that turns out to be dead is replaced, once."""
+        replaced = False
 
         def attempt() -> paramiko.Channel | None:
+            nonlocal replaced
+            transport = self._transport()
             try:
-                return self._start(line, deadline)
-            except paramiko.ChannelException as error:
-                refused[:] = [error]
+                return _start(transport, line, _left(deadline))
+            except _Refused:
+                return None
+            except TimeoutError:
+                self._forget(transport)
+                raise HostUnreachable(
+                    f"{self.name}: {self.where} is connected but did not start a command in time. "
+                    "Is the machine overloaded or hung?"
+                ) from None
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                self._forget(transport)
+                if replaced:
+                    raise HostUnreachable(
+                        f"{self.name}: {self.where} closes every connection: {_reason(error)}"
+                    ) from None
+                replaced = True
                 return None
 
         # A server may count sessions a moment longer than we do: until it has reaped what ran.
@@ -194,38 +209,9 @@ class SshConnection:
             return wait_for(attempt, seconds=_left(deadline), what="a session", interval=0.05)
         except WaitTimeout:
             raise LabError(
-                f"{self.name}: the SSH server allows no further session ({refused[0].text}). "
-                f"It must allow {_MAX_SESSIONS + 2} at a time: MaxSessions in sshd_config"
+                f"{self.name}: the SSH server of {self.where} allows no further session. "
+                f"It must allow {_MAX_SESSIONS + 2} at a time: MaxSessions in its sshd_config"
             ) from None
-
-    def _start(self, line: str, deadline: float) -> paramiko.Channel:
-        """One attempt; a connection that turns out to be dead is replaced, once."""
-        for attempt in (1, 2):
-            transport = self._transport()
-            channel: paramiko.Channel | None = None
-            try:
-                channel = transport.open_session(timeout=_left(deadline))
-                channel.settimeout(_left(deadline))
-                channel.exec_command(line)
-            except paramiko.ChannelException:
-                raise
-            except (paramiko.SSHException, EOFError, OSError) as error:
-                if channel is not None:
-                    channel.close()
-                hung = transport.is_active()
-                self._forget(transport)
-                if hung:
-                    raise HostUnreachable(
-                        f"{self.name}: {self.where} is connected but did not start a command "
-                        "in time. Is the machine overloaded or hung?"
-                    ) from None
-                if attempt == 2:
-                    raise HostUnreachable(
-                        f"{self.name}: {self.where} closes every connection: {_reason(error)}"
-                    ) from None
-            else:
-                return channel
-        raise AssertionError("the second attempt returns or raises")
 
     # --- connecting -----------------------------------------------------------------------------
 
@@ -380,6 +366,48 @@ class SshConnection:
         if self.ssh.jump is not None:
             parts += ["-J", self.ssh.jump]
         return shlex.join([*parts, f"{self.ssh.user}@{self.address}", "true"])
+
+
+class _Refused(Exception):
+    """No session now, on a connection that is fine."""
+
+
+def _start(transport: paramiko.Transport, line: str, seconds: float) -> paramiko.Channel:
+    """A session that runs `line`.
+
+    Raises TimeoutError after `seconds` without an answer, _Refused if there is none to be had
+    now; any other exception means that the connection is dead.
+    """
+    try:
+        channel = transport.open_session(timeout=seconds)
+    except paramiko.SSHException as error:
+        if not transport.is_active():
+            raise
+        if "Timeout" in str(error):
+            raise TimeoutError from None
+        # No ChannelException: of several threads refused at once, paramiko tells only one why.
+        raise _Refused from None
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        channel.close()
+
+    alarm = threading.Timer(seconds, give_up)  # exec_command itself waits for ever
+    alarm.start()
+    try:
+        channel.exec_command(line)
+    except (paramiko.SSHException, EOFError, OSError):
+        channel.close()
+        if late.is_set():
+            raise TimeoutError from None
+        if transport.is_active():
+            raise _Refused from None
+        raise
+    finally:
+        alarm.cancel()
+    channel.settimeout(seconds)
+    return channel
 
 
 class _TooMuch(Exception):

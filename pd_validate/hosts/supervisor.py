@@ -453,6 +453,7 @@ class _Link:
         self._answers: dict[int, Future[Any]] = {}
         self._hello: Future[dict[str, Any]] = Future()
         self._lost: HostUnreachable | None = None
+        self._why = ""
         self._closing = threading.Event()
         self._next_id = 0
         try:
@@ -522,7 +523,9 @@ class _Link:
                 break
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                self._dispatch(json.loads(line))
+                # A shell's start-up file may print something first; an agent prints JSON only.
+                if self._hello.done() or line.startswith(b"{"):
+                    self._dispatch(json.loads(line))
         self._lose(self._last_words())
 
     def _dispatch(self, message: dict[str, Any]) -> None:
@@ -538,6 +541,7 @@ class _Link:
             answer.set_result(message["result"])
 
     def _lose(self, why: str) -> None:
+        self._why = why
         self._lost = HostUnreachable(
             f"{self._name}: lost our agent there ({why}); the host ends everything by itself"
         )
@@ -560,9 +564,9 @@ class _Link:
             raise CommandTimeout(
                 f"{self._name}: our agent did not start within {timeout:g} s"
             ) from None
-        except HostUnreachable as lost:
+        except HostUnreachable:
             raise LabError(
-                f"{self._name}: our agent could not be started: {lost}. "
+                f"{self._name}: our agent could not be started: {self._why}. "
                 "It needs Python 3.8 or later; `python:` of the cluster file names it"
             ) from None
         match hello.get("error"):
@@ -619,8 +623,8 @@ def _mark(argv: Sequence[str]) -> dict[str, str]:
 def _ask_agent(host: RemoteHost, args: Sequence[str], timeout: float) -> dict[str, Any]:
     done = host.python(_agent_source().decode(), args=args, timeout=timeout)
     try:
-        answer = json.loads(done.stdout)
-    except ValueError:
+        answer = json.loads(done.stdout.splitlines()[-1])  # before it, a shell's greetings
+    except (ValueError, IndexError):
         said = (done.stderr or done.stdout).strip().splitlines()
         raise LabError(
             f"{host.name}: cannot look at {shlex.join(args)}: "

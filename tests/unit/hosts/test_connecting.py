@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import asyncssh
+import paramiko
 import pytest
 from ssh_servers import Server, server_of
 
@@ -102,6 +104,39 @@ def test_a_server_that_came_back_is_used_again(fragile: TwinHosts) -> None:
             host.run("echo two", timeout=5)
         fragile.restart("d1")
         assert host.run("echo three", timeout=5).stdout == "three\n"
+
+
+def test_a_server_that_never_answers_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session opens, and then the request to run a command is not answered."""
+    monkeypatch.setenv("LAB_PASSWORD", "any")
+    released = threading.Event()
+
+    class Mute(paramiko.ServerInterface):
+        def check_auth_password(self, username: str, password: str) -> int:
+            return paramiko.AUTH_SUCCESSFUL
+
+        def check_channel_request(self, kind: str, chanid: int) -> int:
+            return paramiko.OPEN_SUCCEEDED
+
+        def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+            released.wait(20)
+            return True
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ssh = Ssh(port=listener.getsockname()[1], password_env="LAB_PASSWORD", check_host_key=False)
+        with RemoteHost("d1", "127.0.0.1", ssh, timeouts=Timeouts(connect=5)) as host:
+            connecting = threading.Thread(target=host.connect)
+            connecting.start()
+            server = paramiko.Transport(listener.accept()[0])
+            server.add_server_key(paramiko.ECDSAKey.generate())
+            server.start_server(server=Mute())
+            connecting.join(10)
+            try:
+                with pytest.raises(HostUnreachable, match="did not start a command in time"):
+                    host.run("true", timeout=1)
+            finally:
+                released.set()
+                server.close()
 
 
 # --- not let in ---------------------------------------------------------------------------------
@@ -255,7 +290,6 @@ def test_the_right_password_logs_in(
 def password_server() -> Iterator[Callable[[str], int]]:
     """Starts an SSH server that knows one user, `lab`, and the password given; returns its port."""
     import asyncio
-    import threading
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

@@ -285,6 +285,16 @@ def test_a_host_without_python_is_said(d1: Server, workdir: str) -> None:
         RemoteSupervisor.open(host, workdir=workdir, run_id="run-1", lease=5)
 
 
+def test_greetings_of_a_shell_do_no_harm(d1: Server, workdir: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "Welcome to d1!"\nexec python3 "$@"\n')
+    python.chmod(0o755)
+    host = RemoteHost("d1", d1.address, d1.ssh, python=str(python))
+    with host, RemoteSupervisor.open(host, workdir=workdir, run_id="run-1", lease=5) as run:
+        assert run.status() == {}
+        assert [each.run_id for each in survey(host, workdir).runs] == ["run-1"]
+
+
 def test_a_work_directory_that_cannot_be_made_is_said(shell: RemoteHost, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LabError, match=r"d1: cannot use the work directory .*/file/work"):
