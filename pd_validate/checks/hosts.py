@@ -146,9 +146,10 @@ def _exempt(address: str, no_proxy: str) -> bool:
 
 
 def check_ports(view: View) -> Iterator[Finding]:
-    """Ports that we will listen on. A side channel's base that no rank uses is only a warning:
+    """Ports that we will listen on.
 
-    whoever listens there may be another instance that counts its ranks' ports from it.
+    A side channel's base that no rank uses is only a warning: whoever listens there may be
+    another instance that counts its ranks' ports from it.
     """
     for host in view.hosts:
         bases = _unused_bases(view, host.host)
