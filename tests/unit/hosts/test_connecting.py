@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -289,8 +290,6 @@ def test_the_right_password_logs_in(
 @pytest.fixture
 def password_server() -> Iterator[Callable[[str], int]]:
     """Starts an SSH server that knows one user, `lab`, and the password given; returns its port."""
-    import asyncio
-
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
