@@ -224,6 +224,8 @@ def measure(
 ) -> dict[str, float] | None:
     """One cell of one round; None: the subject is not installed."""
     clients, stream, pace, prompt = CASES[case]
+    if pace:  # at least one whole answer of 256 events after the warm-up
+        seconds = max(seconds, 2 * 256 * pace)
     with engines(pace) as backend, tempfile.TemporaryDirectory() as scratch:
         assert backend.stdout is not None
         prefiller, *decoders = json.loads(backend.stdout.readline())
