@@ -30,7 +30,7 @@ from pd_validate.findings import Finding, Severity, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
-from pd_validate.hosts.supervisor import RemoteSupervisor, survey
+from pd_validate.hosts.supervisor import RemoteSupervisor, open_all, survey
 from pd_validate.ranktable import DeviceAddress, describe, generate, render
 from pd_validate.report.record import RunRecord
 from pd_validate.spec.models import Cluster
@@ -130,20 +130,29 @@ class Session:
         return hosts
 
     def _start_container(self, host: RemoteHost) -> None:
-        """Start the host's container, if the cluster file says that we do. Raises LabError."""
+        """Start the host's container, if the cluster file says that we do. Raises LabError.
+
+        An agent on the machine itself removes it at the end, also when we are gone by then.
+        """
         start = start_container(self.cluster, host.name, self.run_id)
         remove = remove_container(self.cluster, host.name, self.run_id)
         if start is None or remove is None:
             return
-        machine, timeout = host.outside(), self.cluster.timeouts.ready
-        workdir = shlex.quote(str(self.cluster.workdir_of(host.name)))
-        started = machine.run(f"mkdir -p {workdir} && {shlex.join(start)}", timeout=timeout)
+        machine, workdir = host.outside(), str(self.cluster.workdir_of(host.name))
+        guard = RemoteSupervisor.open(
+            machine,
+            workdir=f"{workdir}/outside",
+            run_id=self.run_id,
+            lease=self.cluster.timeouts.lease,
+        )
+        self._undo.callback(guard.close)
+        guard.at_end(remove)
+        started = machine.run(shlex.join(start), timeout=self.cluster.timeouts.ready)
         if started.exit_code != 0:
             raise LabError(
                 f"{host.name}: the container does not start: {started.stderr.strip()[-300:]}. "
                 f"The command was: {shlex.join(start)}"
             )
-        self._undo.callback(machine.run, shlex.join(remove), timeout=timeout)
 
     @cached_property
     def facts(self) -> ClusterFacts:
@@ -218,19 +227,19 @@ class Session:
     def _supervised(self) -> dict[str, HostHandle]:
         """Lock all hosts of the plan for this run. Raises ClusterLocked, LabError."""
         used = list(dict.fromkeys(process.host for process in self.plan.processes()))
-        get = self._adopt_one if self._adopts else self._open_one
-        for error in in_parallel({host: partial(get, host) for host in used}).values():
-            if error is not None:
-                raise error
+        if self._adopts:
+            jobs = {host: partial(self._adopt_one, host) for host in used}
+            for error in in_parallel(jobs).values():
+                if error is not None:
+                    raise error
+        else:
+            self._supervisors = open_all(
+                {host: self.commands[host] for host in used},
+                workdirs={host: str(self.cluster.workdir_of(host)) for host in used},
+                run_id=self.run_id,
+                lease=self.cluster.timeouts.lease,
+            )
         return {host: HostHandle(self.commands[host], self._supervisors[host]) for host in used}
-
-    def _open_one(self, host: str) -> None:
-        self._supervisors[host] = RemoteSupervisor.open(
-            self.commands[host],
-            workdir=str(self.cluster.workdir_of(host)),
-            run_id=self.run_id,
-            lease=self.cluster.timeouts.lease,
-        )
 
     def _adopt_one(self, host: str) -> None:
         workdir = str(self.cluster.workdir_of(host))
