@@ -49,12 +49,12 @@ def check_transfers(
 def compared_blocks(transfers: Iterable[Transfer]) -> int:
     """Number of (layer, K/V, block, rank) digests compared: comparing none proves nothing."""
     return sum(
-        bool(digest)
-        for transfer in transfers
-        if transfer.produced is not None
-        for blocks in transfer.received.digests.values()
-        for digests in blocks
-        for digest in digests
+        bool(want and got)
+        for produced, received in transfers
+        if produced is not None
+        for layer in received.layers
+        for number, digests in received.digests_of(layer).items()
+        for want, got in zip(produced.digests_of(layer).get(number, ()), digests, strict=False)
     )
 
 

@@ -44,7 +44,7 @@ SIGNATURES = (
         "the rank table has no entry for this host's address and device",
     ),
     _signature(
-        r"TLS configurations? (are|is) inconsistent|TlsStatus",
+        r"TLS configurations? (are|is) inconsistent",
         "tls.mismatch",
         "the TLS switch differs between NPUs (VA#5638)",
     ),
@@ -74,9 +74,19 @@ SIGNATURES = (
         "the KV link between two ranks was refused (VA#2900)",
     ),
     _signature(
-        r"HcclCommPrepare fail|\b(103900|103902|103905|503900)\b",
+        r"HcclCommPrepare fail|(?<!pid=)\b(103900|103902|103905|503900)\b",
         "kvlink.failed",
         "the KV transport could not connect: look for a stale line in /etc/hccn.conf (VA#16847)",
+    ),
+    _signature(
+        r"EI0009|Create Dest error",
+        "kvlink.failed",
+        "the other end of an HCCL link is gone or ill: see the logs of its rank",
+    ),
+    _signature(
+        r"HcclBatchGet",
+        "kvlink.failed",
+        "transfers fail and do not heal: HCCL ran out of a resource (VA#13934)",
     ),
     _signature(
         r"LLM_KV_CACHE_NOT_EXIST",
@@ -87,6 +97,16 @@ SIGNATURES = (
         r"Timeout during pull_blocks|KV transfer task failed",
         "kv.missing",
         "a pull failed on the decoder",
+    ),
+    _signature(
+        r"Invalid KVTransferParams",
+        "kv.missing",
+        "the prefiller's answer had no kv_transfer_params: it ended at its first token (VA#2939)",
+    ),
+    _signature(
+        r"Received duplicate done signal",
+        "engine.exited",
+        "the prefiller freed KV blocks, then was told again that they were pulled",
     ),
     _signature(
         r"No available shared memory broadcast block found",

@@ -140,9 +140,12 @@ class Client:
     def models(self) -> list[str]:
         """Names of the models served."""
         status, body = self.get("/v1/models")
-        if status != 200:
-            raise RequestFailed(f"{self.base_url}/v1/models answered {status}: {body[:200]}")
-        return [model["id"] for model in json.loads(body)["data"]]
+        try:
+            if status == 200:
+                return [model["id"] for model in json.loads(body)["data"]]
+        except (ValueError, KeyError, TypeError):
+            pass  # another service on this port: told below
+        raise RequestFailed(f"{self.base_url}/v1/models answered {status}: {body[:200]}")
 
     def metrics(self) -> str:
         """The Prometheus text of /metrics."""
@@ -166,23 +169,18 @@ class Client:
         started = time.monotonic()
         deadline = timeout or self.timeout
         headers = {"X-Request-Id": request_id}
-        if not stream:
-            try:
-                response = self._http.post(url, json=body, headers=headers, timeout=deadline)
-            except httpx.HTTPError as error:
-                raise _failed(url, error, deadline) from error
-            seconds = time.monotonic() - started
-            return _whole_answer(request_id, response, seconds)
         reader = _StreamReader(request_id, started)
         try:
             with self._http.stream(
                 "POST", url, json=body, headers=headers, timeout=deadline
-            ) as streamed:
-                if streamed.status_code != 200:
-                    streamed.read()
-                    return _whole_answer(request_id, streamed, time.monotonic() - started)
-                reader.headers = dict(streamed.headers)
-                for event in _events(streamed.iter_lines()):
+            ) as response:
+                pieces = _until(started + deadline, response.iter_bytes())
+                if not stream or response.status_code != 200:
+                    content = b"".join(pieces)
+                    seconds = time.monotonic() - started
+                    return _whole_answer(request_id, response, content, seconds)
+                reader.headers = dict(response.headers)
+                for event in _events(pieces):
                     reader.take(event)
         except httpx.HTTPError as error:
             raise _failed(url, error, deadline, partial=reader.text) from error
@@ -195,28 +193,45 @@ def _failed(url: str, error: httpx.HTTPError, deadline: float, partial: str = ""
     return RequestFailed(f"{url}: {what}", timeout=timeout, partial=partial)
 
 
-def _events(lines: Iterator[str]) -> Iterator[str]:
-    for line in lines:
-        if line.startswith("data:"):
-            yield line[5:].strip()
+def _until(deadline: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """httpx limits the wait for each piece; an answer that trickles must end too."""
+    for piece in pieces:
+        if time.monotonic() > deadline:
+            raise httpx.ReadTimeout("the answer goes on")
+        yield piece
 
 
-def _whole_answer(request_id: str, response: httpx.Response, seconds: float) -> Answer:
+def _events(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The data of server-sent events. A character may be cut anywhere, a line ends at \\n alone:
+
+    JSON may hold U+2028 or U+0085 as they are, at which str.splitlines would cut.
+    """
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+def _whole_answer(
+    request_id: str, response: httpx.Response, content: bytes, seconds: float
+) -> Answer:
     headers = dict(response.headers)
+    shown = content.decode("utf-8", "replace")
     if response.status_code != 200:
         return Answer(
-            request_id, response.status_code, "", headers=headers, seconds=seconds,
-            error=response.text,
-        )  # fmt: skip
+            request_id, response.status_code, "", headers=headers, seconds=seconds, error=shown
+        )
     try:
-        data = response.json()
-        choice = data["choices"][0]
-    except (ValueError, KeyError, IndexError, TypeError):
+        data = json.loads(content)
+        text, tokens, logprobs, top = _content(data["choices"][0])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return Answer(
             request_id, response.status_code, "", headers=headers, seconds=seconds,
-            error=f"not an answer: {response.text[:200]!r}", done=False,
+            error=f"not an answer: {shown[:200]!r}", done=False,
         )  # fmt: skip
-    text, tokens, logprobs, top = _content(choice)
+    choice = data["choices"][0]
     usage = data.get("usage") or {}
     return Answer(
         request_id=request_id,
@@ -274,11 +289,15 @@ class _StreamReader:
         self._done = False
         self._error = ""
 
-    def take(self, event: str) -> None:
-        if event == "[DONE]":
-            self._done = True
+    def take(self, event: bytes) -> None:
+        if event == b"[DONE]":
+            self._done = not self._error
             return
-        data = json.loads(event)
+        try:
+            data = json.loads(event)
+        except ValueError:
+            self._error = f"not JSON: {event[:200]!r}"
+            return
         if "error" in data:
             self._error = json.dumps(data["error"])
             return

@@ -53,9 +53,7 @@ def parse_engine_metrics(text: str) -> EngineMetrics:
     return EngineMetrics(
         running=int(_sum(samples, "vllm:num_requests_running")),
         waiting=int(_sum(samples, "vllm:num_requests_waiting")),
-        kv_usage=max(
-            _sum(samples, "vllm:kv_cache_usage_perc"), _sum(samples, "vllm:gpu_cache_usage_perc")
-        ),
+        kv_usage=_highest(samples, "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
         prompt_tokens=int(_sum(samples, "vllm:prompt_tokens_total")),
         generation_tokens=int(_sum(samples, "vllm:generation_tokens_total")),
         computed=_by_source(samples, "local_compute"),
@@ -69,6 +67,11 @@ def parse_engine_metrics(text: str) -> EngineMetrics:
 
 def _sum(samples: Iterable[Sample], name: str) -> float:
     return sum(sample.value for sample in samples if sample.name == name)
+
+
+def _highest(samples: Iterable[Sample], *names: str) -> float:
+    """Of all engine cores of an instance (data parallel): a share is not added up."""
+    return max((sample.value for sample in samples if sample.name in names), default=0.0)
 
 
 def _by_source(samples: Iterable[Sample], source: str) -> int | None:
