@@ -83,21 +83,35 @@ _UNMEASURED = {Reason.BUSY: "tool.busy", Reason.PERMISSION: "tool.permission"}
 
 
 def _unmeasured(results: Iterable[PingResult]) -> Iterator[Finding]:
-    """Pings that the tool did not run, once per source and reason."""
-    by_source: dict[tuple[str, Npu], list[PingResult]] = {}
+    """Pings that the tool did not run, once per source; once per host if that concerns all."""
+    by_host: dict[tuple[str, str], dict[Npu, list[PingResult]]] = {}
+    sources: dict[str, set[Npu]] = {}
     for result in results:
+        source = result.task.source
+        sources.setdefault(source.host, set()).add(source)
         if not _judged(result) and result.reading.reason is not None:
             identifier = _UNMEASURED.get(result.reading.reason, "tool.failed")
-            by_source.setdefault((identifier, result.task.source), []).append(result)
-    for (identifier, source), group in by_source.items():
-        yield Finding(
-            id=identifier,
-            severity=Severity.UNKNOWN,
-            where=Where(host=source.host, device=source.device),
-            expected="a ping report",
-            got=f"{group[0].reading.detail} ({len(group)} pings)",
-            evidence=tuple(result.reading.output.evidence for result in group[:_SHOWN]),
-        )
+            by_source = by_host.setdefault((identifier, source.host), {})
+            by_source.setdefault(source, []).append(result)
+    for (identifier, host), by_source in by_host.items():
+        if len(by_source) == len(sources[host]) > 1:
+            everything = [result for group in by_source.values() for result in group]
+            yield _unmeasured_finding(identifier, Where(host=host), everything)
+            continue
+        for source, group in by_source.items():
+            where = Where(host=host, device=source.device)
+            yield _unmeasured_finding(identifier, where, group)
+
+
+def _unmeasured_finding(identifier: str, where: Where, group: list[PingResult]) -> Finding:
+    return Finding(
+        id=identifier,
+        severity=Severity.UNKNOWN,
+        where=where,
+        expected="a ping report",
+        got=f"{group[0].reading.detail} ({len(group)} pings)",
+        evidence=tuple(result.reading.output.evidence for result in group[:_SHOWN]),
+    )
 
 
 def _folded(
