@@ -27,6 +27,7 @@ from twin.scenario import Scenario, check_names
 
 PROJECT = Path(__file__).parent.parent
 CLUSTERS = PROJECT / "clusters"
+_PREFIX = "pd-twin-"  # of a twin's directory; the process id of its owner follows
 DEFAULT_CLUSTER = CLUSTERS / "twin-1p2d.yaml"
 # Another loopback network for all hosts, so that several twins can run at once.
 NETWORK_VARIABLE = "PD_TWIN_NETWORK"
@@ -87,7 +88,8 @@ class TwinCluster:
         scenario.break_fabric(fabric)
 
         with ExitStack() as undo:
-            root = Path(tempfile.mkdtemp(prefix="pd-twin-"))
+            _remove_dead_twins()
+            root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
             undo.callback(shutil.rmtree, root, ignore_errors=True)
             state = root / "state"
             fabric.write(state)
@@ -132,6 +134,14 @@ def _moved(cluster: Cluster, network: str | None) -> Cluster:
         for name, host in cluster.hosts.items()
     }
     return cluster.model_copy(update={"hosts": hosts})
+
+
+def _remove_dead_twins() -> None:
+    """Files of twins whose process was killed: the servers ended by themselves, files cannot."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _host_spec(cluster: Cluster, name: str, broken: Mapping[str, str]) -> TwinHostSpec:
