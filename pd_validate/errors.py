@@ -42,6 +42,10 @@ class HostUnreachable(LabError):
     """No SSH session to a host: refused, timed out, no route. Finding `host.unreachable`."""
 
 
+class HostSilent(HostUnreachable):
+    """The host takes connections and then says nothing. Finding `host.hang`."""
+
+
 class HostAuthError(LabError):
     """The host answered and refused our key or user. Finding `host.auth`."""
 

@@ -20,6 +20,7 @@ from pd_validate.errors import (
     CommandTimeout,
     HostAuthError,
     HostKeyChanged,
+    HostSilent,
     HostUnreachable,
     LabError,
 )
@@ -452,6 +453,7 @@ def failure_id(error: LabError) -> str:
         (HostKeyChanged, "host.key-changed"),
         (HostAuthError, "host.auth"),
         (CommandTimeout, "host.hang"),
+        (HostSilent, "host.hang"),
         (HostUnreachable, "host.unreachable"),
     ):
         if isinstance(error, kind):

@@ -28,6 +28,7 @@ from pd_validate.errors import (
     CommandTimeout,
     HostAuthError,
     HostKeyChanged,
+    HostSilent,
     HostUnreachable,
     LabError,
     WaitTimeout,
@@ -345,7 +346,8 @@ class SshConnection:
         except (paramiko.SSHException, OSError, EOFError) as error:
             if _is_bad_key(error):
                 raise HostAuthError(f"{self.name}: cannot use {self._identity}: {error}") from None
-            raise HostUnreachable(
+            kind = HostSilent if _fell_silent(error) else HostUnreachable
+            raise kind(
                 f"{self.name}: no SSH session with {where} after "
                 f"{time.monotonic() - started:.1f} s: {_reason(error)}. Try: {self._by_hand}"
             ) from None
@@ -577,6 +579,16 @@ def _is_bad_key(error: BaseException) -> bool:
     )
 
 
+def _fell_silent(error: BaseException) -> bool:
+    """Whether these are paramiko's words for a greeting or a handshake that did not come.
+
+    A peer that greets with something else, or hangs up, has another cause behind its error.
+    """
+    text = str(error)
+    waited = isinstance(error.__context__, TimeoutError)
+    return "No existing session" in text or ("protocol banner" in text and waited)
+
+
 def _reason(error: BaseException) -> str:
     """An exception as the end of a sentence."""
     if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
@@ -585,7 +597,7 @@ def _reason(error: BaseException) -> str:
         return "no answer"
     if isinstance(error, EOFError):
         return "the server hung up"
-    if "No existing session" in str(error):  # paramiko's words for a handshake without an end
+    if _fell_silent(error):
         return "it accepted the connection and then said nothing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -22,6 +22,7 @@ from pd_validate.errors import (
     CommandTimeout,
     HostAuthError,
     HostKeyChanged,
+    HostSilent,
     HostUnreachable,
     LabError,
 )
@@ -78,7 +79,7 @@ def test_something_else_listens() -> None:
 def test_a_server_that_hangs(fragile: TwinHosts) -> None:
     with frozen(fragile):
         error = failure_of(impatient(server_of(fragile, "d1")))
-    assert isinstance(error, HostUnreachable)
+    assert isinstance(error, HostSilent)
 
 
 def test_a_server_that_hangs_after_the_log_in(fragile: TwinHosts) -> None:
