@@ -8,6 +8,7 @@ so that one sick engine is one failure and not one per test.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,10 +206,15 @@ class Topology:
 
     def _wait_for_instances(self) -> None:
         deadline = time.monotonic() + self.cluster.timeouts.ready
+        failed = threading.Event()  # one engine that is dead ends the wait for all others
 
         def one(host: str) -> str:
-            for launch in self._launches(host):
-                self._wait_healthy(launch, deadline)
+            try:
+                for launch in self._launches(host):
+                    self._wait_healthy(launch, deadline, failed)
+            except BringUpFailed:
+                failed.set()
+                raise
             return "engines answer"
 
         self._on_hosts("engines load and start", one)
@@ -246,7 +252,7 @@ class Topology:
         deadline = time.monotonic() + min(60.0, self.cluster.timeouts.ready)
 
         def one(_: str) -> list[Finding]:
-            self._wait_healthy(process, deadline)
+            self._wait_healthy(process, deadline, threading.Event())
             where = Where(host=process.host, instance=process.name)
             try:
                 return check_served(
@@ -261,16 +267,24 @@ class Topology:
 
     # --- helpers ---
 
-    def _wait_healthy(self, process: Process, deadline: float) -> None:
-        """Alive, port open, /health 200 and (an engine) the model listed; else BringUpFailed."""
+    def _wait_healthy(self, process: Process, deadline: float, failed: threading.Event) -> None:
+        """Alive, port open, /health 200 and (an engine) the model listed; else BringUpFailed.
+
+        Ends at once when any process of its host is dead, or (without findings) when
+        `failed` is set.
+        """
         is_engine = process.name in self.service.instances
         client = self.service.instances.get(process.name, self.service.proxy)
         started = time.monotonic()
 
         def ready() -> bool | None:
-            status = self._hosts[process.host].supervisor.status()[process.name]
-            if not status.alive:
-                raise BringUpFailed([self._exited(process, status)])
+            if failed.is_set():
+                raise BringUpFailed([])
+            seen = self._hosts[process.host].supervisor.status()
+            dead = [p for p in self.plan.on(process.host) if p.name in seen]
+            dead = [p for p in dead if not seen[p.name].alive]
+            if dead:
+                raise BringUpFailed([self._exited(each, seen[each.name]) for each in dead])
             if not client.healthy():
                 return None
             try:
@@ -372,7 +386,8 @@ class Topology:
             ok = True
             self._progress.done(host, note)
         except Exception as error:
-            self._progress.fail(host, str(error).splitlines()[0])
+            why = str(error).partition("\n")[0]
+            self._progress.fail(host, why or "given up, another host has failed")
             raise
         finally:
             self.timeline.append(Step(host, what, start, time.time(), ok))
