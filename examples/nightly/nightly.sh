@@ -40,7 +40,7 @@ tar -czf "$nights/archive.tmp" -C "$nights" --exclude allure-results "$(basename
 ln -sfn "$(basename "$night")" "$nights/latest"
 
 # The oldest nights go; only directories that this script has named.
-for old in $(ls -d "$nights"/[0-9]*T[0-9]*Z | head -n "-$keep"); do
+ls -d "$nights"/[0-9]*T[0-9]*Z | head -n "-$keep" | while IFS= read -r old; do
     rm -r "$old"
 done
 exit "$code"
