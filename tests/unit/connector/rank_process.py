@@ -31,6 +31,8 @@ from connector.config import Environment, Settings  # noqa: E402
 from connector.steps import LoadPlan, Remote, Results, Step  # noqa: E402
 from connector.worker import DecodeWorker, Identity, PrefillWorker  # noqa: E402
 
+# A loopback address of our own per pytest-xdist worker: nobody else's ports are in the way.
+HOST = f"127.77.{os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw')}.1"
 BLOCKS = 32
 BLOCK_SIZE = 16
 LAYERS = 3
@@ -116,7 +118,7 @@ class Rank:
                 **setup.extra,
             }
         )
-        environment = Environment(setup.rank_table, setup.port, "127.0.0.1", ())
+        environment = Environment(setup.rank_table, setup.port, HOST, ())
         kind = PrefillWorker if setup.role == "prefill" else DecodeWorker
         self._worker = kind(identity, settings, environment)
         self._worker.register(self._caches)
@@ -242,7 +244,7 @@ class RankProcess:
                     pytest.fail("a rank did not close within 10 s")
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> int:
+def free_ports(count: int, host: str = HOST) -> int:
     """First of `count` consecutive free ports."""
     while True:
         with socket.socket() as first:

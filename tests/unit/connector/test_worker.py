@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_process import RankProcess, Setup, free_ports
+from rank_process import HOST, RankProcess, Setup, free_ports
 
 from connector.steps import LoadPlan, Remote
 
@@ -84,7 +84,7 @@ def plan(
     return LoadPlan(
         Remote(
             **{
-                "host": "127.0.0.1",
+                "host": HOST,
                 "port": port,
                 "tp_size": tp_size,
                 "request_id": request,
@@ -218,22 +218,22 @@ class TestRefusal:
 
 class TestDeath:
     def test_dead_prefiller_fails_at_once(self, start: Start, port: int) -> None:
-        d = start("decode")
+        d = start("decode", extra={"rpc_timeout": 3})
         began = time.monotonic()
         assert load(d, plan(port)) == {20, 18, 16}
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2
 
     def test_silent_prefiller_fails_in_time_and_delays_nobody(
         self, start: Start, port: int
     ) -> None:
         """A host that accepts and never answers blocked all pulls of a v0.10.1rc1 decoder."""
-        p, d = start("prefill"), start("decode")
+        p, d = start("prefill"), start("decode", extra={"rpc_timeout": 3})
         p.announce("run", {"p-1": 3})
-        with socket.create_server(("127.0.0.1", 0)) as silent:
+        with socket.create_server((HOST, 0)) as silent:
             d.load("d-silent", plan(silent.getsockname()[1]))
             began = time.monotonic()
             assert load(d, plan(port)) == set()
-            assert time.monotonic() - began < 0.9
+            assert time.monotonic() - began < 2
             assert wait_for_load(d, "d-silent") == {20, 18, 16}
             assert time.monotonic() - began < 4 + 2
 
@@ -261,11 +261,11 @@ class TestDeath:
     def test_requests_of_before_the_restart_are_refused_at_once(
         self, start: Start, port: int
     ) -> None:
-        p, d = start("prefill"), start("decode")
+        p, d = start("prefill"), start("decode", extra={"announce_timeout": 4})
         p.announce("run-2", {})
         began = time.monotonic()
         assert load(d, plan(port, run="run-1")) == {20, 18, 16}
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 2
 
     def test_restarted_decoder_is_linked_anew(self, start: Start, port: int) -> None:
         p, d = start("prefill"), start("decode")
@@ -341,10 +341,10 @@ class TestRelease:
         from connector.release import release
 
         p = start("prefill")
-        release("127.0.0.1", port, 1, "early")
+        release(HOST, port, 1, "early")
         p.announce("run", {"p-1": 3, "early": 1})
         assert freed(p) == {"early"}
-        release("127.0.0.1", port, 1, "p-1")
+        release(HOST, port, 1, "p-1")
         assert freed(p) == {"p-1"}
 
     def test_cancelled_before_its_pull(self, start: Start, port: int) -> None:
@@ -372,25 +372,25 @@ class TestListener:
         p.announce("run", {"p-1": 3})
         with zmq.Context() as context, context.socket(zmq.REQ) as channel:
             channel.linger = 0
-            channel.connect(f"tcp://127.0.0.1:{port}")
+            channel.connect(f"tcp://{HOST}:{port}")
             for garbage in (b"", b"\xc1", b"\x92\x09\xc0", b"\x92\x00\x80"):
                 channel.send(garbage)
                 assert channel.poll(2000)
                 assert b"error" in channel.recv()
-        with socket.create_connection(("127.0.0.1", port)) as raw:
+        with socket.create_connection((HOST, port)) as raw:
             raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert load(d, plan(port)) == set()
 
     def test_port_in_use_is_said_clearly(self, start: Start, port: int) -> None:
         with (
-            socket.create_server(("127.0.0.1", port)),
+            socket.create_server((HOST, port)),
             pytest.raises(ValueError, match="another instance on this host"),
         ):
             start("prefill")
 
 
 def test_links_are_made_before_any_request(start: Start, port: int) -> None:
-    peers = {"prelink": True, "prelink_peers": [f"127.0.0.1:{port}"]}
+    peers = {"prelink": True, "prelink_peers": [f"{HOST}:{port}"]}
     d = start("decode", extra=peers)
     p = start("prefill")
     until(lambda: d.metrics("pd_kv_link_up") == 1 and p.metrics("pd_kv_link_up") == 1)
