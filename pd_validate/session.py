@@ -24,6 +24,7 @@ from pd_validate.checks.network import check_network
 from pd_validate.checks.plan import check_plan
 from pd_validate.checks.result import Report
 from pd_validate.errors import LabError, PdValidateError, WaitTimeout
+from pd_validate.facts.addresses import device_addresses
 from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
 from pd_validate.findings import Finding, Severity, root_findings
@@ -38,7 +39,6 @@ from pd_validate.spec.plan import AuditLevel, LaunchPlan, launch_plan, run_dirs
 from pd_validate.spec.ports import port_plan
 from pd_validate.spec.profiles import devices_of
 from pd_validate.spec.runtime import remove_container, start_container
-from pd_validate.topology.addresses import device_addresses
 from pd_validate.topology.topology import Progress, Topology
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
