@@ -373,7 +373,12 @@ class Session:
                 self._progress.done(host, "left running")
                 return []
             try:
-                seen = survey(self.commands[host], workdir, ports=self._ports_on(host))
+                seen = survey(
+                    self.commands[host],
+                    workdir,
+                    ports=self._ports_on(host),
+                    address=self.cluster.hosts[host].address,
+                )
             except LabError as error:
                 self._progress.fail(host, str(error))
                 return [unknown_leftovers(host, error)]
