@@ -18,7 +18,7 @@ request   the n-th pull, from 1, counted in each pulling process: calls of pull_
           pull_cache that passed all checks, whatever their peer. Absent: every pull
 layer     index of a layer. A layer is `tensor_num_per_layer` tensors, as given to pull_blocks
           (default 2, K before V)
-tensor    "k" or "v": the first or the second tensor of the layer
+tensor    "k" or "v": the first or the second tensor of the layer; in a layer of one tensor, that
 block     place in the list of blocks of the call: an index from 0, "first" or "last"
 seconds   of delay
 
@@ -129,7 +129,9 @@ def _names(name: str | None, place: Place) -> bool:
 def _tensors(fault: Mapping[str, Any], arrival: Arrival) -> Iterator[memoryview]:
     for index, tensor in enumerate(arrival.tensors, arrival.first_tensor):
         layer, half = divmod(index, arrival.tensors_per_layer)
-        if fault.get("layer") in (None, layer) and fault.get("tensor") in (None, "kv"[half % 2]):
+        alone = arrival.tensors_per_layer == 1
+        named = alone or fault.get("tensor") in (None, "kv"[half % 2])
+        if fault.get("layer") in (None, layer) and named:
             yield tensor
 
 
