@@ -12,13 +12,16 @@ logits are nearly equal and the text repeats one token, which proves nothing.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 SEED = 20251122
 _BYTES = 256
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_LAST_FILE = "generation_config.json"  # the last to be written
 VOCABULARY = _BYTES + len(SPECIAL_TOKENS)
 # One entry of the vocabulary is one byte of text, so a prompt of n ASCII characters has n tokens.
 
@@ -33,14 +36,24 @@ CHAT_TEMPLATE = (
 def make_model(directory: Path) -> Path:
     """Write the checkpoint unless it is there already; returns `directory`.
 
-    Deterministic: the same versions of torch and transformers write the same bytes.
+    Deterministic: the same versions of torch and transformers write the same bytes. All of it
+    appears at once, so that a make that was cut off, or two at a time, leave no half of one.
     """
-    done = directory / "model.safetensors"
-    if done.exists():
+    if (directory / _LAST_FILE).exists():
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer(directory)
-    _write_weights(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-") as temporary:
+        made = Path(temporary) / directory.name
+        made.mkdir()
+        _write_tokenizer(made)
+        _write_weights(made)
+        if not (directory / _LAST_FILE).exists():
+            shutil.rmtree(directory, ignore_errors=True)  # what was left unfinished
+        try:
+            made.rename(directory)
+        except OSError:  # another process was faster, and its checkpoint has the same bytes
+            if not (directory / _LAST_FILE).exists():
+                raise
     return directory
 
 
