@@ -38,10 +38,11 @@ class Options:
 
         def add(name: str, variable: str, help: str, **attributes: Any) -> None:
             value = os.environ.get(variable)
+            default: Any = attributes.pop("default", None)
             if attributes.get("action") == "store_true":
-                default: Any = value not in (None, "", "0")
-            else:
-                default = value or attributes.pop("default", None)
+                default = value not in (None, "", "0")
+            elif value:
+                default = value
             group.addoption(
                 name,
                 dest=variable.lower(),
@@ -93,8 +94,13 @@ class Options:
             allow_faults=namespace.pd_allow_faults,
         )
 
-    def check_places(self) -> None:
-        """Can the results be written, once there are some? Raises SpecError."""
+    def check(self) -> None:
+        """What argparse does not see: values of the environment, places of results.
+
+        Raises SpecError.
+        """
+        if self.audit not in AUDIT_LEVELS:
+            raise SpecError(f"$PD_AUDIT is {self.audit!r}, not one of {', '.join(AUDIT_LEVELS)}")
         blocked = _not_a_directory(self.report)
         if blocked is not None:
             raise SpecError(f"--report {self.report} cannot be a directory: {blocked} is a file")

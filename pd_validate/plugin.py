@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as undo:
         try:
-            options.check_places()
+            options.check()
             if getattr(config.option, "numprocesses", None):
                 raise SpecError("one cluster serves one test at a time: run without -n")
             cluster = open_cluster(options, undo)

@@ -89,6 +89,14 @@ def test_a_wrong_file_is_told_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_options_may_come_from_the_environment(file: Path) -> None:
+    """As in a CI job; the same plan as from the command line."""
+    env = {"PD_CLUSTER": file.name, "PD_DRY_RUN": "1", "PD_AUDIT": "off"}
+    done = run_pytest([], file.parent, env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == rendered_plan(load_cluster(file), audit="off")
+
+
 def blocks_of(plan: str) -> dict[str, str]:
     """The plan's text by host, as `### host (address)` heads it."""
     parts = [part.partition("\n") for part in plan.removeprefix("### ").split("\n### ")]
