@@ -19,7 +19,7 @@ from twin.trial import NETWORK, Trial, TrialFailed, try_scenario
 SCENARIOS = PROJECT / "tests" / "scenarios"
 # Of the network scenarios one of each kind, quick ones: part of `make test`.
 FAST = (
-    *("healthy-a2", "healthy-a3", "link-down", "hccn-conf-stale-address", "address-missing"),
+    *("healthy-a2", "link-down", "hccn-conf-stale-address", "address-missing"),
     *("address-duplicate", "gateway-outside-subnet", "ping-loss", "ping-unreachable"),
     *("tls-differs", "net-health-unreachable", "a3-vnic-down", "driver-not-loaded"),
     *("port-taken", "host-unreachable", "proxy-variable", "npu-in-use", "tool-missing"),
