@@ -39,6 +39,8 @@ ALLOWED = {
         *("spec", "hosts", "facts", "checks", "traffic", "ranktable", "topology", "report"),
         "recording",
     },
+    # Looks at hosts and cleans them without a run.
+    "maintenance": {"spec", "hosts"},
     "options": set[str](),
     "dry_run": {"spec"},
     "run": {"spec", "checks", "topology", "report", "options", "session"},
