@@ -1,19 +1,28 @@
 """`pd-validate`: the same objects as the pytest plugin, without pytest.
 
-pd-validate plan CLUSTER        what would be run on which host; connects to nothing
 pd-validate check CLUSTER       validate the cluster file alone
+pd-validate plan CLUSTER        what would be run on which host; connects to nothing
+pd-validate up CLUSTER          bring the service up and leave it running
+pd-validate status CLUSTER      what runs on the hosts, also while a run is at work
+pd-validate logs CLUSTER        last lines of every process's log
+pd-validate down CLUSTER        end what was left running, remove what dead runs left
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pd_validate.dry_run import rendered_plan
-from pd_validate.errors import SpecError
+from pd_validate.errors import PdValidateError, SpecError
+from pd_validate.maintenance import Told, down, logs, status
+from pd_validate.report.terminal import HostProgress, console_for
+from pd_validate.session import Session
 from pd_validate.spec.load import load_cluster
+from pd_validate.spec.models import Cluster
 
 USAGE_ERROR = 4
 
@@ -23,26 +32,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         cluster = load_cluster(arguments.cluster)
+        return _COMMANDS[arguments.command].run(cluster, arguments)
     except SpecError as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR
-    if arguments.command == "plan":
-        print(rendered_plan(cluster))
-    else:
-        hosts, instances = len(cluster.hosts), len(cluster.instances)
-        print(f"{arguments.cluster}: {cluster.name}, {hosts} hosts, {instances} instances: usable")
+    except PdValidateError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _check(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    hosts, instances = len(cluster.hosts), len(cluster.instances)
+    print(f"{arguments.cluster}: {cluster.name}, {hosts} hosts, {instances} instances: usable")
     return 0
 
 
+def _plan(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    print(rendered_plan(cluster))
+    return 0
+
+
+def _up(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    console = console_for(sys.stdout)
+    with HostProgress(console, list(cluster.hosts)) as progress:
+        session = Session(cluster, audit="off", progress=progress)
+        keep = False
+        try:
+            session.topology()
+            keep = True
+        finally:
+            session.close(keep=keep)
+    print(f"up: http://{cluster.hosts[cluster.proxy.host].address}:{cluster.proxy.port}")
+    return 0
+
+
+def _say(told: Told) -> int:
+    print("\n".join(told.lines))
+    return 0 if told.ok else 1
+
+
+@dataclass(frozen=True)
+class _Command:
+    help: str
+    run: Callable[[Cluster, argparse.Namespace], int]
+
+
+_COMMANDS = {
+    "check": _Command("validate the cluster file alone", _check),
+    "plan": _Command("print what would be run on which host, as shell; connects to nothing", _plan),
+    "up": _Command("bring the service up and leave it running", _up),
+    "status": _Command("what runs on the hosts", lambda cluster, _: _say(status(cluster))),
+    "logs": _Command(
+        "last lines of every process's log",
+        lambda cluster, arguments: _say(logs(cluster, lines=arguments.lines)),
+    ),
+    "down": _Command(
+        "end what was left running, remove what dead runs left",
+        lambda cluster, _: _say(down(cluster)),
+    ),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pd-validate", description=__doc__.splitlines()[0])
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="pd-validate", description=summary)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help_ in (
-        ("plan", "print what would be run on which host, as shell; starts and connects to nothing"),
-        ("check", "validate the cluster file alone"),
-    ):
-        command = commands.add_parser(name, help=help_)
-        command.add_argument("cluster", type=Path, help="cluster file")
+    for name, command in _COMMANDS.items():
+        added = commands.add_parser(name, help=command.help)
+        added.add_argument("cluster", type=Path, help="cluster file")
+        if name == "logs":
+            added.add_argument("--lines", type=int, default=40, help="of each log (default: 40)")
     return parser
 
 

@@ -364,7 +364,7 @@ class Session:
         """End this run on all hosts at once; then look whether anything of it is left."""
 
         def end(host: str) -> list[Finding]:
-            self._progress.start(host, "ending what was started")
+            self._progress.start(host, "hanging up" if keep else "ending what was started")
             workdir = str(self.cluster.workdir_of(host))
             # What could not be ended is found by the survey, or by the survey's own failure.
             with suppress(LabError):
