@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from pd_validate.findings import Finding, Where
 from pd_validate.traffic.trace import TraceRecord, Transfer
@@ -120,7 +121,7 @@ def _check_transfer(
             continue
         for number, got in got_blocks.items():
             for tensor, (want_digest, got_digest) in enumerate(
-                zip(want_blocks[number], got, strict=True)
+                zip_longest(want_blocks[number], got, fillvalue="(no such tensor)")
             ):
                 if not (want_digest and got_digest) or want_digest == got_digest:
                     continue

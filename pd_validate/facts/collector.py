@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -73,6 +74,14 @@ def collect(request: Json) -> Json:
     return document
 
 
+def stop_if_unheard() -> None:
+    """End when nobody reads the answer any more: the controller was killed, or gave up."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLERR)
+    if any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+        os._exit(1)  # even flushing what is buffered would fail
+
+
 class Runner:
     """Runs commands serially, each with a deadline, and asks a busy device again.
 
@@ -99,6 +108,7 @@ class Runner:
 
         `skip`: why it shall not be run.
         """
+        stop_if_unheard()
         argv = [self.substitute(word, spec) for word in spec["argv"]]
         if argv[0] in ("hccn_tool", "npu-smi"):
             argv = self.prefix + argv

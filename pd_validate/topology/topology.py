@@ -8,6 +8,7 @@ so that one sick engine is one failure and not one per test.
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from pd_validate.topology.staging import Bundle, pack, stage
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.waiting import wait_for
 
+_FILE_END = "\x1e"  # no trace contains it: JSON escapes control characters
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
 _LOG_LIMIT = 64 * 1024 * 1024  # bytes of one log that are fetched: its end
@@ -161,12 +163,12 @@ class Topology:
         text = ""
         for host in self._used_hosts():
             run_dir = self._hosts[host].supervisor.run_dir
-            command = f"cat {trace_dir(run_dir)}/*.jsonl 2>/dev/null"
-            text += (
-                self._hosts[host]
-                .commands.run(command, timeout=self.cluster.timeouts.command)
-                .stdout
-            )
+            # A file's last line may still be in the writing: it must not run into the next file.
+            pattern = f"{shlex.quote(trace_dir(run_dir))}/*.jsonl"
+            command = f"for f in {pattern}; do cat \"$f\" 2>/dev/null; printf '{_FILE_END}'; done"
+            output = self._hosts[host].commands.run(command, timeout=self.cluster.timeouts.command)
+            for content in output.stdout.split(_FILE_END):
+                text += content[: content.rfind("\n") + 1]
         return text
 
     def close(self) -> None:

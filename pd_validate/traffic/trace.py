@@ -28,7 +28,7 @@ class TraceRecord(BaseModel):
     remote_request: str | None = None  # on the consumer: the producer's request id
     instance: str
     rank: int
-    phase: Literal["produced", "received"]
+    phase: Literal["produced", "received", "failed"]  # failed: reported so by the connector
     layers: tuple[str, ...]
     blocks: tuple[int, ...]
     first_block: int = 0
