@@ -7,9 +7,11 @@ findings. Ends with 1 if any scenario is not caught exactly.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from pd_validate.errors import PdValidateError
 from twin.cluster import PROJECT
@@ -56,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(listing(files)))
         return 0
+    signal.signal(signal.SIGTERM, _interrupt)
     return _try_all(files, as_user=options.as_user)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A CI system's cancel must end the pytest that runs and its hosts, as Ctrl-C does."""
+    raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
 
 
 def listing(files: Sequence[Path]) -> list[str]:
