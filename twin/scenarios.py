@@ -120,4 +120,7 @@ def _line(*cells: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # what ran has been ended on the way here
