@@ -1,4 +1,4 @@
-"""Nothing lives here on purpose: options, fixtures and hooks are the plugin's (pd_validate/plugin.py),
+"""Empty on purpose: options, fixtures and hooks are the plugin's (pd_validate/plugin.py).
 
-so that `pytest --cluster cluster.yaml` works from any directory.
+That way `pytest --cluster cluster.yaml` works from any directory.
 """

@@ -123,6 +123,20 @@ class Client:
         }
         return self._post("/v1/chat/completions", body, stream, request_id, timeout)
 
+    def abandon(self, prompt: list[int], *, max_tokens: int, after_events: int) -> None:
+        """Begin a streamed completion and hang up after some events, as impatient users do."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "stream": True}
+        url = self.base_url + "/v1/completions"
+        try:
+            with self._http.stream(
+                "POST", url, json=body | {"ignore_eos": True}, timeout=self.timeout
+            ) as response:
+                for number, _ in enumerate(_events(response.iter_bytes()), start=1):
+                    if number >= after_events:
+                        return
+        except httpx.HTTPError as error:
+            raise _failed(url, error, self.timeout) from error
+
     def get(self, path: str, *, timeout: float = 5.0) -> tuple[int, str]:
         """GET a path; (status, body). Raises RequestFailed."""
         try:

@@ -42,13 +42,6 @@ def test_processes_live(topology: Topology, judge: Judge) -> None:
     judge(topology.check_alive())
 
 
-def test_proxy_is_healthy(service: Service) -> None:
-    """The guide's health check."""
-    status, body = service.proxy.get("/healthcheck")
-    assert status == 200, body
-    assert service.cluster.model.served_name in service.proxy.models()
-
-
 def test_guides_curl(service: Service, judge: Judge) -> None:
     """'Who are you?', 100 tokens, temperature 0, through the proxy: 200 and text."""
     answer = service.proxy.complete("Who are you?", max_tokens=100)

@@ -1,0 +1,57 @@
+"""Does the proxy pass on what the engine says? Pure verdicts on pairs of answers.
+
+Sources: failures.md of this project's research, i.e. vllm-ascend issues 13140 (200 with an
+empty body), 12097 (a prefiller's 400 becomes 500) and 6985 (a stream sent as JSON).
+"""
+
+from __future__ import annotations
+
+from pd_validate.findings import Finding, Where
+from pd_validate.traffic.client import Answer
+
+
+def check_same_status(engine: Answer, proxy: Answer, where: Where) -> list[Finding]:
+    """A request that an engine refuses must be refused alike, with a body that says why."""
+    if proxy.status != engine.status:
+        return [
+            Finding(
+                id="proxy.wrong-status",
+                where=where,
+                expected=f"{engine.status}, as the engine alone answers",
+                got=f"{proxy.status}: {(proxy.error or proxy.text)[:200]}",
+            )
+        ]
+    if not proxy.ok and not proxy.error.strip():
+        return [
+            Finding(
+                id="proxy.empty",
+                where=where,
+                expected=f"a body with the {engine.status}: {engine.error[:200]}",
+                got="nothing",
+            )
+        ]
+    return []
+
+
+def check_event_stream(answer: Answer, where: Where) -> list[Finding]:
+    """A streamed answer must say that it is one, and end with [DONE]."""
+    kind = answer.headers.get("content-type", "")
+    if not kind.startswith("text/event-stream"):
+        return [
+            Finding(
+                id="proxy.wrong-status",
+                where=where,
+                expected="content-type text/event-stream for a streamed answer",
+                got=kind or "none",
+            )
+        ]
+    if not answer.done:
+        return [
+            Finding(
+                id="proxy.cut",
+                where=where,
+                expected="[DONE] at the end of the stream",
+                got=f"an end after {len(answer.text)} characters",
+            )
+        ]
+    return []
