@@ -15,8 +15,8 @@ network: env  ## the network validation of the embedded cluster alone
 	$(PYTEST) --cluster twin -m network --report $(REPORT)
 
 lint: env  ## ruff and mypy --strict
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+	.venv/bin/ruff check --no-cache .
+	.venv/bin/ruff format --no-cache --check .
 	.venv/bin/mypy
 
 unit: env  ## the project's own unit tests

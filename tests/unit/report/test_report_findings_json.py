@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from examples import EXAMPLES, dead_link
 from jsonschema import Draft202012Validator
 
-from examples import EXAMPLES, dead_link
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.findings import Severity, Verdict, Where
 from pd_validate.report.findings_json import findings_json
