@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from pd_validate.catalogue import Layer
 from pd_validate.checks.result import Report
 from pd_validate.facts.pings import PingFacts
-from pd_validate.findings import Verdict
+from pd_validate.findings import Finding, Verdict, Where, verdict_of
 from pd_validate.report.record import CheckResult, KvPair, KvPull, Npu, Ping, Rank, Span
 from pd_validate.topology.topology import Step
 from pd_validate.traffic.trace import TraceRecord, Transfer
@@ -23,6 +24,16 @@ def check_results(report: Report) -> list[CheckResult]:
         )
         for result in report.results
     ]
+
+
+def leftover_check(host: str, findings: Sequence[Finding]) -> CheckResult:
+    """The post-flight of one host as a cell of the checks' matrix."""
+    return CheckResult(
+        id="left-behind",
+        where=Where(host=host),
+        verdict=verdict_of(findings),
+        layer=Layer.LEFTOVER,
+    )
 
 
 def pings(facts: PingFacts) -> list[Ping]:

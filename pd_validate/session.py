@@ -387,7 +387,10 @@ class Session:
             return found
 
         results = in_parallel({host: partial(end, host) for host in self._supervisors})
-        return [f for found in results.values() if not isinstance(found, LabError) for f in found]
+        found = {host: [] if isinstance(f, LabError) else f for host, f in results.items()}
+        if not keep:
+            self.record.checks += [recording.leftover_check(host, f) for host, f in found.items()]
+        return [finding for findings in found.values() for finding in findings]
 
     def _ports_on(self, host: str) -> list[int]:
         uses = [use for use in port_plan(self.cluster) if use.host == host]
