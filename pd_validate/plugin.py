@@ -19,6 +19,7 @@ from pd_validate.catalogue import Layer
 from pd_validate.errors import LabError, SpecError
 from pd_validate.findings import Finding, Severity
 from pd_validate.options import TWIN, Options
+from pd_validate.traffic.client import RequestFailed
 
 if TYPE_CHECKING:
     from pd_validate.checks.result import Report
@@ -193,13 +194,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     options = Options.of(config.option)
     order = {name: index for index, name in enumerate(MARKS)}
 
-    def layer(item: pytest.Item) -> int:
-        return min(
-            (order[mark.name] for mark in item.iter_markers() if mark.name in order), default=99
-        )
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        names = {mark.name for mark in item.iter_markers()}
+        lowest = min((order[name] for name in names & order.keys()), default=len(order))
+        return "afterwards" in names, lowest
 
     if options.cluster:
-        items.sort(key=layer)
+        items.sort(key=rank)
     for item in items:
         if item.get_closest_marker("fault") and not options.allow_faults:
             item.add_marker(
@@ -309,6 +310,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     params = item.callspec.params if hasattr(item, "callspec") else {}
     instance = params.get("instance") or params.get("decoder")
     run.story.place(layer, host=params.get("host"), instance=instance)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A request that never ended is a symptom: look below for what is wrong, and name that."""
+    try:
+        yield
+    except RequestFailed as error:
+        run = item.config.stash.get(_RUN, None)
+        if run is None:
+            raise
+        Judge(run, item)(run.diagnosed(error))
+        raise
 
 
 @pytest.hookimpl(wrapper=True)

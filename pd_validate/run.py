@@ -30,6 +30,7 @@ from pd_validate.report.write import write_reports
 from pd_validate.session import PreflightFailed, Session, kept_run
 from pd_validate.spec.models import Cluster
 from pd_validate.topology.topology import BringUpFailed, Topology
+from pd_validate.traffic.client import RequestFailed
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ class Run:
     def _once(self, step: Callable[[], T]) -> T:
         """Run a step in sight of the person who waits. What breaks it breaks one test only."""
         if self._broken:
-            pytest.skip(f"blocked: {self._broken}")
+            pytest.skip(f"blocked by {self._broken}")
         try:
             with self._visible():
                 return step()
@@ -115,6 +116,14 @@ class Run:
         report = self._once(lambda: self.session.network)
         self.session.add(report.findings)
         return report
+
+    def diagnosed(self, error: RequestFailed) -> list[Finding]:
+        """What is wrong below a request that never ended. A sick engine blocks later tests."""
+        findings = self.session.diagnose(error)
+        sick = [finding for finding in findings if finding.layer <= Layer.ENGINE]
+        if sick and not self._broken:
+            self._broken = f"{sick[0].id} at {sick[0].where}"
+        return findings
 
     def found(self, nodeid: str, findings: Sequence[Finding]) -> None:
         self.session.add(findings)

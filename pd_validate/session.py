@@ -40,6 +40,7 @@ from pd_validate.spec.ports import port_plan
 from pd_validate.spec.profiles import devices_of
 from pd_validate.spec.runtime import remove_container, start_container
 from pd_validate.topology.topology import Progress, Topology
+from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
 from pd_validate.traffic.trace import TraceRecord, join, of_request, parse_trace
@@ -325,6 +326,12 @@ class Session:
             wait_for(idle, seconds=self.cluster.timeouts.drain, what=f"{instance} idle")
         return latest[0], time.monotonic() - started
 
+    def diagnose(self, error: RequestFailed) -> list[Finding]:
+        """The lowest fault behind a request that never ended: a process, an engine, or itself."""
+        if self._topology is None:
+            return []
+        return self._topology.check_alive() or self._topology.check_work() or [_symptom(error)]
+
     # --- findings and the end ------------------------------------------------------------
 
     def add(self, findings: Iterable[Finding]) -> None:
@@ -408,3 +415,9 @@ class Session:
             else:
                 self._progress.done(host)
         return result
+
+
+def _symptom(error: RequestFailed) -> Finding:
+    """The request itself, where everything below it looks well."""
+    id_ = "service.timeout" if error.timeout else "service.error"
+    return Finding(id=id_, expected="an answer", got=str(error))

@@ -29,6 +29,7 @@ from pd_validate.topology.staging import Bundle, pack, stage
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.waiting import wait_for
 
+_ONE_TOKEN_SECONDS = 20.0  # a loaded engine answers far sooner
 _FILE_END = "\x1e"  # no trace contains it: JSON escapes control characters
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
@@ -115,6 +116,7 @@ class Topology:
             return
         try:
             self._wait_for_instances()
+            self._wait_for_first_tokens()
             self._wait_for_links()
             self._wait_for_proxy()
         except BringUpFailed as failure:
@@ -136,6 +138,34 @@ class Topology:
             for process in self.plan.processes()
             if (status := self.status().get(process.name)) and not status.alive
         ]
+
+    def check_work(self, *, seconds: float = _ONE_TOKEN_SECONDS) -> list[Finding]:
+        """A finding for every engine that lives and does not answer one token by itself.
+
+        `seconds`: what an engine may take for it.
+        """
+
+        def one(launch: InstanceLaunch) -> list[Finding]:
+            client = self.service.instances[launch.name]
+            where = Where(host=launch.host, instance=launch.name)
+            try:
+                answer = client.complete("Alive?", max_tokens=1, timeout=seconds)
+            except RequestFailed as error:
+                tail = self._tail(launch)
+                return [
+                    Finding(
+                        id="engine.hung" if error.timeout else "service.error",
+                        where=where,
+                        expected=f"one token within {seconds:g} s, without any PD",
+                        got=str(error),
+                        evidence=tuple(tail[-_SHOWN_LINES:]),
+                    )
+                ]
+            return check_served(answer, where)
+
+        launches = self.plan.instances
+        results = in_parallel({name: partial(one, launch) for name, launch in launches.items()})
+        return [f for r in results.values() if not isinstance(r, LabError) for f in r]
 
     def fetch(self, path_of: Callable[[Process], str]) -> dict[str, bytes]:
         """A file of every process, by process name; what is absent is left out."""
@@ -221,6 +251,12 @@ class Topology:
 
         self._on_hosts("engines load and start", one)
 
+    def _wait_for_first_tokens(self) -> None:
+        """Each engine alone: what fails here is the engine, not the KV link."""
+        findings = self.check_work(seconds=self.cluster.timeouts.request)
+        if findings:
+            raise BringUpFailed(self.check_alive() or findings)
+
     def _wait_for_links(self) -> None:
         """One disaggregated request per prefiller and decoder: makes and proves every link."""
         service = self.service
@@ -238,11 +274,10 @@ class Topology:
                     answer = service.disaggregate(prefiller, decoder, "warm-up", max_tokens=2)
                     findings += _as_link_failure(check_served(answer, where))
                 except RequestFailed as error:
-                    findings.append(
-                        Finding(
-                            id="kvlink.timeout", where=where, expected="an answer", got=str(error)
-                        )
+                    lost = Finding(
+                        id="kvlink.timeout", where=where, expected="an answer", got=str(error)
                     )
+                    findings += self.check_alive() or [lost]
             return findings
 
         self._all_or_fail(

@@ -43,7 +43,7 @@ ALLOWED = {
     "maintenance": {"spec", "hosts"},
     "options": set[str](),
     "dry_run": {"spec"},
-    "run": {"spec", "checks", "topology", "report", "options", "session"},
+    "run": {"spec", "checks", "traffic", "topology", "report", "options", "session"},
 }
 # Nothing below knows who drives it; of the two, only the plugin may start a twin.
 DRIVERS = {"plugin", "cli"}

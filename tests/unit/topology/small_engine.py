@@ -6,6 +6,7 @@ silent     listens and is never healthy
 late       its first list of models breaks off, all later ones are right
 other      serves another model
 refuses    completions are 500
+unlinked   completions of prompts prefilled elsewhere are 500, its own are well
 """
 
 import json
@@ -32,7 +33,8 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if BEHAVIOUR == "refuses":
+        unlinked = BEHAVIOUR == "unlinked" and "kv_transfer_params" in body
+        if BEHAVIOUR == "refuses" or unlinked:
             self.answer(500, {"error": "KV transfer failed"})
             return
         choice = {"text": "hi", "token_ids": [1], "finish_reason": "length"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from local import LocalCommands, LocalHost, LocalSupervisor, Told
 
-from pd_validate.findings import Finding
+from pd_validate.findings import Finding, Where
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import launch_plan, run_dirs
@@ -170,12 +170,17 @@ def test_an_engine_that_answers_late_is_waited_for(make: Make) -> None:
 
 
 def test_a_link_that_does_not_carry_names_both_ends(make: Make) -> None:
-    (finding,), _ = failure_of(make(decode_2="refuses"))
+    (finding,), _ = failure_of(make(decode_2="unlinked"))
     assert finding.id == "kvlink.failed"
     where = finding.where
     assert (where.host, where.instance) == ("d2", "decode-2")
     assert (where.peer_host, where.peer_instance) == ("p1", "prefill-1")
     assert "KV transfer failed" in finding.got
+
+
+def test_an_engine_that_fails_alone_is_no_link_that_failed(make: Make) -> None:
+    (finding,), _ = failure_of(make(decode_2="refuses"))
+    assert (finding.id, finding.where) == ("service.error", Where(host="d2", instance="decode-2"))
 
 
 def test_a_proxy_that_answers_wrongly(make: Make) -> None:
