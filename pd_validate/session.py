@@ -9,6 +9,7 @@ what depends on it, not a hundred errors.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import secrets
 import shlex
 import time
@@ -21,7 +22,7 @@ from typing import TypeVar
 from pd_validate import __version__, recording
 from pd_validate.checks.leftovers import check_leftovers, unknown_leftovers
 from pd_validate.checks.network import check_network
-from pd_validate.checks.plan import check_plan
+from pd_validate.checks.plan import ModelShape, check_plan
 from pd_validate.checks.result import Report
 from pd_validate.errors import LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.addresses import device_addresses
@@ -182,10 +183,24 @@ class Session:
         self.record.pings += recording.pings(self.pings)
         return report
 
+    @cached_property
+    def plan_findings(self) -> list[Finding]:
+        """Contradictions in the launch plan."""
+        return check_plan(self.cluster, self.plan, self._model_shape())
+
+    def _model_shape(self) -> ModelShape | None:
+        """From config.json on the first instance's host; None if it cannot be read there."""
+        host = next(iter(self.plan.instances.values())).host
+        try:
+            data = self.commands[host].get(f"{self.cluster.model.path}/config.json")
+            return ModelShape.of_config(json.loads(data))
+        except (FileNotFoundError, LabError, ValueError):
+            return None
+
     def preflight(self) -> None:
         """Raises PreflightFailed if something that the instances need is not fit."""
         if self._preflight_failed is None:
-            findings = [*check_plan(self.cluster, self.plan), *self.network.findings]
+            findings = [*self.plan_findings, *self.network.findings]
             failing = [f for f in root_findings(findings) if f.severity is Severity.FAIL]
             self.add(findings)
             if not failing:

@@ -80,6 +80,14 @@ class ModelShape:
     kv_heads: int
     mla: bool  # multi-head latent attention: every rank holds the same KV
 
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> ModelShape | None:
+        """From the content of config.json; None if it does not say."""
+        heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+        if not isinstance(heads, int):
+            return None
+        return cls(kv_heads=heads, mla=config.get("kv_lora_rank") is not None)
+
 
 def check_plan(
     cluster: Cluster, plan: LaunchPlan, model: ModelShape | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pd_validate.checks.plan import check_plan
 from pd_validate.plugin import Judge
 from pd_validate.session import Session
 
@@ -13,4 +12,4 @@ pytestmark = pytest.mark.ranktable
 
 def test_launch_plan_fits(pd: Session, judge: Judge) -> None:
     """Ports, roles, TP sizes, agreement of prefill and decode, scheduler limits, variables."""
-    judge(check_plan(pd.cluster, pd.plan))
+    judge(pd.plan_findings)

@@ -289,3 +289,18 @@ class TestVariables:
 
     def test_on_all_instances(self, check: Check) -> None:
         assert check("env: {HCCL_INTRA_ROCE_ENABLE: '1', HCCL_DETERMINISTIC: 'true'}") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({"num_attention_heads": 32, "num_key_value_heads": 4}, ModelShape(4, mla=False)),
+        ({"num_attention_heads": 16}, ModelShape(16, mla=False)),
+        ({"num_attention_heads": 128, "kv_lora_rank": 512}, ModelShape(128, mla=True)),
+        ({"architectures": ["Unknown"]}, None),
+    ],
+)
+def test_shape_is_read_from_the_models_config(
+    config: dict[str, object], shape: ModelShape | None
+) -> None:
+    assert ModelShape.of_config(config) == shape
