@@ -21,6 +21,7 @@ from connector.protocol import FINISHED_REPLY, Failed, Message, decode, encode
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 Reply = TypeVar("Reply", bound=msgspec.Struct)
+_ATTEMPTS = 2
 
 Handler = Callable[[Message], msgspec.Struct | None]
 """Answers a message; None stands for the plain acknowledgement of Finished and Release."""
@@ -113,11 +114,25 @@ class Caller:
         return TransferError("refused", f"prefiller {self.address} answered: {detail}")
 
     def _exchange(self, message: Message, timeout: float) -> bytes:
-        # A REQ socket is unusable after a question without answer, so each failure closes it.
+        """Ask twice within `timeout`, the second time on a fresh connection.
+
+        A question may get lost with its connection; every message may come twice.
+        """
+        encoded = encode(message)
+        for _ in range(_ATTEMPTS):
+            answer = self._ask_once(encoded, timeout / _ATTEMPTS)
+            if answer is not None:
+                return answer
+        raise TransferError(
+            "unreachable", f"prefiller {self.address} gave no answer within {timeout:g} s"
+        )
+
+    def _ask_once(self, message: bytes, timeout: float) -> bytes | None:
+        """The answer, or None if there was none in time."""
         deadline = time.monotonic() + timeout
         try:
             channel = self._connected(timeout)
-            channel.send(encode(message))
+            channel.send(message)
             left = max(0, int((deadline - time.monotonic()) * 1000))
             if channel.poll(left):
                 return channel.recv()
@@ -126,10 +141,8 @@ class Caller:
             raise TransferError(
                 "unreachable", f"prefiller {self.address} does not answer: {error}"
             ) from error
-        self.close()
-        raise TransferError(
-            "unreachable", f"prefiller {self.address} gave no answer within {timeout:g} s"
-        )
+        self.close()  # a REQ socket is unusable after a question without answer
+        return None
 
     def _connected(self, timeout: float) -> zmq.Socket[bytes]:
         if self._socket is None:

