@@ -8,6 +8,7 @@ here touches scheduling, KV caches or connectors: those are stock.
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
 
 from .faults import arm
@@ -15,6 +16,16 @@ from .faults import arm
 # A reader of vLLM's shared-memory queue spins this long (seconds) before it sleeps on
 # a socket. The stock 1 s lets the workers of three engines starve a two-core machine.
 _SPIN_SECONDS = 0.02
+
+
+# Between two looks at the queue a reader sleeps this long (seconds) instead of yielding:
+# with more spinning readers than cores a yield comes back at once, and the thread that
+# has the work to do waits for seconds.
+_NAP_SECONDS = 0.0005
+# A reader that slept through a notification looks again after this long (milliseconds).
+# Stock is 5 s: with our short spinning readers sleep often, and each lost notification
+# then stalls the engine (and, behind a collective, its other rank) for that long.
+_RECHECK_MILLISECONDS = 20
 
 
 def register() -> None:
@@ -27,6 +38,8 @@ def register() -> None:
 def _limit_spinning() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
+    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = _RECHECK_MILLISECONDS
+    shm_broadcast.sched_yield = _nap
     original = shm_broadcast.SpinCondition.__init__
     if hasattr(original, "__wrapped__"):
         return
@@ -37,6 +50,10 @@ def _limit_spinning() -> None:
         self.busy_loop_s = min(self.busy_loop_s, _SPIN_SECONDS)
 
     shm_broadcast.SpinCondition.__init__ = init
+
+
+def _nap() -> None:
+    time.sleep(_NAP_SECONDS)
 
 
 def _map_experts() -> None:
