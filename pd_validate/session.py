@@ -312,13 +312,11 @@ class Session:
         return records
 
     def trace(self, request: str, *, received: int) -> list[TraceRecord]:
-        """All records, once those of `request` are complete: `received` ranks have written,
+        """All records, once `received` ranks have written those of `request`, and their producers.
 
-        and the producer's side of each (digests are taken off the critical path, so either
-        side may write first). After a deadline gives what there is: what is missing is a
-        finding, not an error.
+        Digests are taken off the critical path, so either side may write first. After a
+        deadline gives what there is: what is missing is a finding, not an error.
         """
-
         return self._trace_when(
             lambda transfers: len(transfers) >= received, of=request, what=f"KV trace of {request}"
         )

@@ -1,0 +1,47 @@
+"""What a proxy must pass on: each verdict fires, and a faithful proxy has none."""
+
+from __future__ import annotations
+
+from pd_validate.checks.proxying import check_event_stream, check_same_status
+from pd_validate.findings import Finding, Where
+from pd_validate.traffic.client import Answer
+
+PROXY = Where(instance="proxy")
+REFUSED = Answer("r", 400, "", error='{"error": "prompt too long"}')
+
+
+def ids(findings: list[Finding]) -> list[str]:
+    return [finding.id for finding in findings]
+
+
+def streamed(content_type: str, *, done: bool = True) -> Answer:
+    return Answer("r", 200, "hi", headers={"content-type": content_type}, done=done)
+
+
+def test_the_engines_refusal_reaches_the_client() -> None:
+    assert check_same_status(REFUSED, REFUSED, PROXY) == []
+
+
+def test_another_status_than_the_engines() -> None:
+    bare = Answer("r", 500, "", error="Internal Server Error")
+    assert ids(check_same_status(REFUSED, bare, PROXY)) == ["proxy.wrong-status"]
+
+
+def test_a_refusal_without_a_reason() -> None:
+    assert ids(check_same_status(REFUSED, Answer("r", 400, "", error=" "), PROXY)) == [
+        "proxy.empty"
+    ]
+
+
+def test_a_stream_that_says_so_and_ends() -> None:
+    assert check_event_stream(streamed("text/event-stream; charset=utf-8"), PROXY) == []
+
+
+def test_a_stream_sent_as_json() -> None:
+    found = check_event_stream(streamed("application/json"), PROXY)
+    assert ids(found) == ["proxy.wrong-status"]
+
+
+def test_a_stream_without_its_end() -> None:
+    found = check_event_stream(streamed("text/event-stream", done=False), PROXY)
+    assert ids(found) == ["proxy.cut"]
