@@ -1,5 +1,6 @@
 """`pd-validate`: the same objects as the pytest plugin, without pytest.
 
+pd-validate doctor [CLUSTER]    what this machine lacks to run, and how to get it
 pd-validate check CLUSTER       validate the cluster file alone
 pd-validate plan CLUSTER        what would be run on which host; connects to nothing
 pd-validate up CLUSTER          bring the service up and leave it running
@@ -16,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pd_validate.doctor import examine
+from pd_validate.doctor.need import is_fit, told
 from pd_validate.dry_run import rendered_plan
 from pd_validate.errors import PdValidateError, SpecError
 from pd_validate.maintenance import Told, down, logs, status
@@ -25,20 +28,27 @@ from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
 
 USAGE_ERROR = 4
+NOT_FIT = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A file that cannot be used: one line and 4."""
     arguments = _parser().parse_args(argv)
     try:
-        cluster = load_cluster(arguments.cluster)
-        return _COMMANDS[arguments.command].run(cluster, arguments)
+        return _COMMANDS[arguments.command].run(arguments)
     except SpecError as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR
     except PdValidateError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    cluster = load_cluster(arguments.cluster) if arguments.cluster is not None else None
+    needs = examine(cluster, arguments.report)
+    print(told(needs))
+    return 0 if is_fit(needs) else NOT_FIT
 
 
 def _check(cluster: Cluster, arguments: argparse.Namespace) -> int:
@@ -71,24 +81,38 @@ def _say(told: Told) -> int:
     return 0 if told.ok else 1
 
 
+def _on(
+    work: Callable[[Cluster, argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
+    """A command that works on the cluster of its file. Raises SpecError."""
+    return lambda arguments: work(load_cluster(arguments.cluster), arguments)
+
+
 @dataclass(frozen=True)
 class _Command:
     help: str
-    run: Callable[[Cluster, argparse.Namespace], int]
+    run: Callable[[argparse.Namespace], int]
 
 
 _COMMANDS = {
-    "check": _Command("validate the cluster file alone", _check),
-    "plan": _Command("print what would be run on which host, as shell; connects to nothing", _plan),
-    "up": _Command("bring the service up and leave it running", _up),
-    "status": _Command("what runs on the hosts", lambda cluster, _: _say(status(cluster))),
+    "doctor": _Command(
+        "what this machine lacks to run, and how to get it; with a cluster file, also whether "
+        "its hosts can be reached (exit code 10 if something is missing)",
+        _doctor,
+    ),
+    "check": _Command("validate the cluster file alone", _on(_check)),
+    "plan": _Command(
+        "print what would be run on which host, as shell; connects to nothing", _on(_plan)
+    ),
+    "up": _Command("bring the service up and leave it running", _on(_up)),
+    "status": _Command("what runs on the hosts", _on(lambda cluster, _: _say(status(cluster)))),
     "logs": _Command(
         "last lines of every process's log",
-        lambda cluster, arguments: _say(logs(cluster, lines=arguments.lines)),
+        _on(lambda cluster, arguments: _say(logs(cluster, lines=arguments.lines))),
     ),
     "down": _Command(
         "end what was left running, remove what dead runs left",
-        lambda cluster, _: _say(down(cluster)),
+        _on(lambda cluster, _: _say(down(cluster))),
     ),
 }
 
@@ -98,10 +122,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pd-validate", description=summary)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in _COMMANDS.items():
-        added = commands.add_parser(name, help=command.help)
-        added.add_argument("cluster", type=Path, help="cluster file")
+        added = commands.add_parser(name, help=command.help, description=command.help)
+        optional = "?" if name == "doctor" else None
+        added.add_argument("cluster", type=Path, nargs=optional, help="cluster file")
         if name == "logs":
             added.add_argument("--lines", type=int, default=40, help="of each log (default: 40)")
+        if name == "doctor":
+            added.add_argument(
+                "--report",
+                type=Path,
+                default=Path("pd-report"),
+                help="where the report will go (default: pd-report)",
+            )
     return parser
 
 

@@ -41,6 +41,8 @@ ALLOWED = {
     },
     # Looks at hosts and cleans them without a run.
     "maintenance": {"spec", "hosts"},
+    # Looks at this machine, and logs in to hosts.
+    "doctor": {"spec", "hosts"},
     "options": set[str](),
     "dry_run": {"spec"},
     "run": {"spec", "checks", "traffic", "topology", "report", "options", "session"},
