@@ -7,6 +7,7 @@ pd-validate up CLUSTER          bring the service up and leave it running
 pd-validate status CLUSTER      what runs on the hosts, also while a run is at work
 pd-validate logs CLUSTER        last lines of every process's log
 pd-validate down CLUSTER        end what was left running, remove what dead runs left
+pd-validate report DIR          draw a run's reports again from its saved record
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pd_validate.doctor.need import is_fit, told
 from pd_validate.dry_run import rendered_plan
 from pd_validate.errors import PdValidateError, SpecError
 from pd_validate.maintenance import Told, down, logs, status
-from pd_validate.report.terminal import HostProgress, console_for
+from pd_validate.report.places import Places
+from pd_validate.report.remake import remake
+from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.session import Session
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
@@ -49,6 +52,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     needs = examine(cluster, arguments.report)
     print(told(needs))
     return 0 if is_fit(needs) else NOT_FIT
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    remade = remake(arguments.directory)
+    print_summary(console_for(sys.stdout), remade.record, Places(arguments.directory).summary)
+    print(remade.allure)
+    return 0
 
 
 def _check(cluster: Cluster, arguments: argparse.Namespace) -> int:
@@ -114,6 +124,7 @@ _COMMANDS = {
         "end what was left running, remove what dead runs left",
         _on(lambda cluster, _: _say(down(cluster))),
     ),
+    "report": _Command("draw a run's reports again from its saved record.json", _report),
 }
 
 
@@ -123,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in _COMMANDS.items():
         added = commands.add_parser(name, help=command.help, description=command.help)
+        if name == "report":
+            added.add_argument("directory", type=Path, help="directory of the run's report")
+            continue
         optional = "?" if name == "doctor" else None
         added.add_argument("cluster", type=Path, nargs=optional, help="cluster file")
         if name == "logs":

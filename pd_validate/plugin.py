@@ -79,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not (options.cluster and runs):
         return
     from pd_validate.report.allure_files import clean_results
+    from pd_validate.report.places import Places
     from pd_validate.run import NOT_FIT, Run  # heavy; a run of anything else skips it
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -93,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from error
         except LabError as error:
             pytest.exit(str(error), returncode=NOT_FIT)
-    results = options.report / "allure-results"
+    results = Places(options.report).allure_results
     if hasattr(config.option, "allure_report_dir") and not config.option.allure_report_dir:
         config.option.allure_report_dir = str(results)  # read by allure-pytest, after us
     clean_results(results)

@@ -23,6 +23,7 @@ from pd_validate.findings import Finding, Severity, Verdict, root_findings, verd
 from pd_validate.options import Options
 from pd_validate.report.allure import Story
 from pd_validate.report.allure_files import generate, write_results_files
+from pd_validate.report.places import Places
 from pd_validate.report.record import Attachment, Outcome, RunRecord, TestResult
 from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
@@ -208,8 +209,8 @@ class Run:
             return  # Allure's plugin is off, or not installed
         results = Path(directory)
         write_results_files(record, results, os.environ)
-        history = self.options.report / "allure-history.jsonl"
-        made = generate(record, results, self.options.report / "allure-report", history)
+        places = Places(self.options.report)
+        made = generate(record, results, places.allure_report, places.allure_history)
         self._report_lines.append(made.message)
 
     def close(self) -> None:
@@ -222,7 +223,7 @@ class Run:
             self._undo.close()
 
     def print_summary(self) -> None:
-        print_summary(self._console, self.session.record, self.options.report / "summary.html")
+        print_summary(self._console, self.session.record, Places(self.options.report).summary)
         for line in self._report_lines:
             self._console.print(line, soft_wrap=True)
 

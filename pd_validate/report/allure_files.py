@@ -244,6 +244,9 @@ def generate(
     `history_path` (one line a run) makes trends; keep it between runs. `tool_dir` holds
     node_modules. The configuration is left beside the report, as allurerc.json.
     """
+    # Allure runs beside the report: a path of our own working directory would lead elsewhere.
+    results_dir, report_dir = results_dir.absolute(), report_dir.absolute()
+    history_path = history_path.absolute()
     report_dir.parent.mkdir(parents=True, exist_ok=True)
     config = report_dir.parent / "allurerc.json"
     config.write_text(_json(allurerc(record, report_dir, history_path)), encoding="utf-8")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from pages import ROOT
+
+from pd_validate.report import write_reports
+from pd_validate.report.record import RunRecord
 
 
 @pytest.fixture
@@ -19,4 +23,7 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "Makefile", tmp_path)
+    # What an earlier run has left, for commands about a report.
+    earlier = RunRecord(cluster="earlier", started=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    write_reports(earlier, tmp_path / "pd-report")
     return tmp_path
