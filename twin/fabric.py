@@ -5,6 +5,7 @@ named by the environment variable TWIN_STATE as
 
     fabric.json              everything below, written atomically; layout: see twin/tools/state.py
     <host>/etc/hccn.conf     that host's hccn.conf (absent if the host has none)
+    <host>/ahead/            what the tools say in this state, see twin/tools/ahead.py
 
 so that whoever changes it (the scenario engine) and whoever obeys it (`hccn_tool`, `npu-smi`,
 `llm_datadist`) need nothing but the file: a change is seen by the next call. hccn.conf is a real
@@ -30,6 +31,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from twin.tools import ahead
 from twin.tools.state import FABRIC_FILE, hccn_conf_path
 
 SUPERPOD_SERVERS = 48  # server indexes of one superpod are 0..47
@@ -255,12 +257,14 @@ class FabricState(Model):
 
     def write(self, directory: Path) -> None:
         """Store into `directory` (made if missing): fabric.json in one step, and the hccn.conf
-        files that differ from what lies there.
+        files that differ from what lies there. From then on the tools answer from it.
         """
         directory.mkdir(parents=True, exist_ok=True)
+        ahead.forget(directory)
         for name, host in self.hosts.items():
             _write_conf(Path(hccn_conf_path(str(directory), name)), host.hccn_conf)
         _replace(directory / FABRIC_FILE, json.dumps(self.layout(), indent=1))
+        ahead.write(directory)
 
     @classmethod
     def read(cls, directory: Path) -> FabricState:

@@ -111,21 +111,29 @@ class DeviceAnswers(Answers):
             self._derived = _values_of(self._layout, self._owner, self._now)
         return self._derived
 
+    def path_to(self, target: str) -> PathState:
+        """The RoCE path to an address."""
+        return path_from(self._layout, self._owner, target)
+
+    def hccs_path_to(self, sdid: int) -> PathState | None:
+        """The path to a device of the superpod; None if that is not in ours."""
+        target = self._in_superpod(sdid)
+        return None if target is None else hccs_path(self._layout, self._owner, target)
+
     def ping(self, target: str, size: int) -> str:
         body = self.text("ping.body")
         if body is not None:
             return body
-        path = path_from(self._layout, self._owner, target)
+        path = self.path_to(target)
         source = self._owner.device["ip6" if ":" in target else "ip"]
         return _ping_body(path, source, size)
 
     def hccs(self, sdid: int) -> Answers:
         if "hccs.ret" in self.values or "hccs.completed" in self.values:
             return self
-        target = _owner_of_sdid(self._layout, sdid)
-        if target is None or not _one_superpod(self._layout, self._owner, target):
+        target, path = self._in_superpod(sdid), self.hccs_path_to(sdid)
+        if target is None or path is None:
             return Answers({"hccs.ret": 3, **self.values})
-        path = hccs_path(self._layout, self._owner, target)
         answers: dict[str, Any] = {
             "hccs.dst": target.device["vnic"]["ip"],
             "hccs.ns": 12345 + int(path.seconds * 1e9),
@@ -135,6 +143,11 @@ class DeviceAnswers(Answers):
         elif path.loss:
             answers |= {f"hccs.{seq}.ret": 3 for seq in range(1000) if _is_lost(seq, path.loss)}
         return Answers({**answers, **self.values})
+
+    def _in_superpod(self, sdid: int) -> Owner | None:
+        """The device with this id, if it is in our superpod."""
+        target = self._layout["owners_by_sdid"].get(sdid)
+        return target if target and _one_superpod(self._layout, self._owner, target) else None
 
 
 def machine_of(layout: Layout, host: str, *, conf: str, user: str, now: float) -> Machine:
@@ -298,18 +311,6 @@ FIRST_TIMES = (0.181, 0.055, 0.048)  # ms; the first packet waits for ARP
 def _is_lost(seq: int, loss: float) -> bool:
     """Whether packet `seq` is one of the lost: spread evenly, the first one among them."""
     return loss >= 1 or seq * loss % 1 < loss
-
-
-def _owner_of_sdid(layout: Layout, sdid: int) -> Owner | None:
-    return next(
-        (
-            Owner(name, device)
-            for name, host in layout["hosts"].items()
-            for device in host["devices"].values()
-            if device["sdid"] == sdid
-        ),
-        None,
-    )
 
 
 def _one_superpod(layout: Layout, source: Owner, target: Owner) -> bool:

@@ -396,8 +396,8 @@ def _hccs_arguments(words: list[str]) -> tuple[int, str | None, int]:
                 sdid = _unsigned(value)
             else:
                 address = value
-                sdid = _sdid_of(value)
-            if not _is_sdid(sdid):
+                sdid = sdid_of(value)
+            if not is_sdid(sdid):
                 raise _invalid_ip()
         elif word in HCCS_OPTIONS:
             low, high = HCCS_OPTIONS[word]
@@ -411,7 +411,7 @@ def _hccs_arguments(words: list[str]) -> tuple[int, str | None, int]:
     return sdid, address, values["cnt"]
 
 
-def _sdid_of(address: str) -> int:
+def sdid_of(address: str) -> int:
     """The super device id behind a vNIC address; `Failure` if it cannot be one."""
     if not _is_ipv4(address):
         raise _invalid_ip()
@@ -422,7 +422,7 @@ def _sdid_of(address: str) -> int:
     return (server << 22 | device // 2 << 18 | die << 16 | device) & 0xFFFFFFFF
 
 
-def _is_sdid(sdid: int) -> bool:
+def is_sdid(sdid: int) -> bool:
     return sdid >> 22 & 0xFF < 48 and (sdid >> 18 & 0xF) * 2 + (sdid >> 16 & 3) == sdid & 0xFFFF
 
 

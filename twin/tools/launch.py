@@ -2,7 +2,8 @@
 
 Environment: TWIN_STATE the fabric's directory, TWIN_HOST the host this runs on, TWIN_UID (set by
 `docker exec --user`) whom a tool takes for its user instead of the host's. `install` makes
-the executables; they start this Python without site packages, which keeps a call near 15 ms.
+the executables: shell scripts that print what is written ahead (`ahead.py`), if it is, and
+else start this Python without site packages.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from twin.tools.state import Layout
 
 TOOLS = ("hccn_tool", "npu-smi", "docker")
+_AHEAD = {"hccn_tool": "hccn_tool-$2", "npu-smi": "npu-smi"}  # tool -> its fragment
 
 
 def install(directory: str) -> None:
@@ -27,20 +29,38 @@ def install(directory: str) -> None:
 
     Launchers and not the modules themselves: so the modules are compiled once, and the
     interpreter is named by path and not searched for, which can take longer than the answer.
+    On a terminal the streams come out in another order, which only the tool itself does.
     """
     os.makedirs(directory, exist_ok=True)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     for tool in TOOLS:
         path = os.path.join(directory, tool)
+        start = (
+            f"import sys; sys.path.insert(0, {root!r}); "
+            f"from twin.tools.launch import run; run({tool!r}, sys.argv)"
+        )
         with open(path, "w", encoding="utf-8") as file:
-            file.write(
-                f"#!{os.path.realpath(sys.executable)} -SEI\n"
-                f"import sys\n"
-                f"sys.path.insert(0, {root!r})\n"
-                f"from twin.tools.launch import run\n"
-                f"run({tool!r}, sys.argv)\n"
-            )
+            file.write("#!/bin/sh\n")
+            if tool in _AHEAD:
+                file.write(_PRINT_AHEAD.format(fragment=_AHEAD[tool]))
+            file.write(f"exec {_quoted(os.path.realpath(sys.executable))} -SEIc ")
+            file.write(f'{_quoted(start)} "$@"\n')
         os.chmod(path, 0o755)
+
+
+# A fragment older than the fabric is of a state that somebody else has changed since.
+_PRINT_AHEAD = """\
+ahead=$TWIN_STATE/$TWIN_HOST/ahead/{fragment}
+if [ -r "$ahead" ] && [ ! -t 1 ] && [ -z "$TWIN_UID" ] &&
+    ! [ "$TWIN_STATE/fabric.json" -nt "$ahead" ]
+then . "$ahead"
+fi
+"""
+
+
+def _quoted(text: str) -> str:
+    """As one word of the shell; shlex is too slow to import here."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def run(tool: str, argv: Sequence[str]) -> None:
@@ -86,13 +106,13 @@ def _run_hccn_tool(argv: Sequence[str], layout: Layout, host: str, console: Cons
         layout,
         host,
         conf=state.hccn_conf_path(state.state_directory(), host),
-        user=_user_name(int(os.environ.get("TWIN_UID", its["uid"]))),
+        user=user_name(int(os.environ.get("TWIN_UID", its["uid"]))),
         now=console.now(),
     )
     return hccn_tool.main(argv, machine, console)
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
     import pwd
 
     try:

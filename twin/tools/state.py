@@ -93,13 +93,24 @@ def hccn_conf_path(directory: str, host: str) -> str:
 
 
 def load(directory: str | None = None) -> Layout:
-    """The layout above with `device_defaults` filled in; `directory` None: $TWIN_STATE."""
+    """The layout above with `device_defaults` filled in; `directory` None: $TWIN_STATE.
+
+    Added are `owners_by_address` (all of them, in the order of hosts and ids) and
+    `owners_by_sdid` (the first).
+    """
     with open(f"{directory or state_directory()}/{FABRIC_FILE}", encoding="utf-8") as file:
         layout = _parse(file.read())
     defaults = layout["device_defaults"]
-    for host in layout["hosts"].values():
+    by_address: dict[str, list[Owner]] = {}
+    by_sdid: dict[int, Owner] = {}
+    for name, host in layout["hosts"].items():
         host["devices"] = {number: defaults | d for number, d in host["devices"].items()}
-    return layout
+        for device in host["devices"].values():
+            owner = Owner(name, device)
+            for address in (device["ip"], device["ip6"]):
+                by_address.setdefault(address, []).append(owner)
+            by_sdid.setdefault(device["sdid"], owner)
+    return layout | {"owners_by_address": by_address, "owners_by_sdid": by_sdid}
 
 
 def override_of(host: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | None:
@@ -117,13 +128,8 @@ def _normal(command: str) -> str:
 
 def owners(layout: Layout, ip: str) -> list[Owner]:
     """All devices that have the address `ip` (IPv4 or IPv6), in the order of hosts and ids."""
-    kind = "ip6" if ":" in ip else "ip"
-    return [
-        Owner(name, device)
-        for name, host in layout["hosts"].items()
-        for device in host["devices"].values()
-        if device[kind] == ip
-    ]
+    found: list[Owner] = layout["owners_by_address"].get(ip, [])
+    return found
 
 
 def device_of_ip(layout: Layout, ip: str) -> Owner | None:
@@ -214,11 +220,16 @@ def _routed(device: Device, ip: str) -> bool:
 
 def _number(ip: str) -> int:
     """A dotted IPv4 address as a number; 0 for what is none."""
-    parts = ip.split(".")
-    if len(parts) != 4 or not all(part.isdigit() and int(part) < 256 for part in parts):
-        return 0
-    a, b, c, d = (int(part) for part in parts)
-    return a << 24 | b << 16 | c << 8 | d
+    known = _NUMBERS.get(ip)
+    if known is None:
+        parts = ip.split(".")
+        valid = len(parts) == 4 and all(part.isdigit() and int(part) < 256 for part in parts)
+        a, b, c, d = (int(part) for part in parts) if valid else (0, 0, 0, 0)
+        known = _NUMBERS[ip] = a << 24 | b << 16 | c << 8 | d
+    return known
+
+
+_NUMBERS: dict[str, int] = {}  # of addresses seen; every path asks for the same few
 
 
 def _parse(text: str) -> Layout:
