@@ -229,7 +229,7 @@ class Judge:
 
     def __call__(self, findings: Iterable[Finding]) -> None:
         __tracebackhide__ = True  # the finding says it all; our own lines would bury it
-        found = list(findings)
+        found = self._run.looked_below(list(findings))
         self._run.found(self._item.nodeid, found)
         failing = [f for f in found if f.severity is Severity.FAIL and not f.because]
         if failing:

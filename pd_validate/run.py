@@ -18,6 +18,7 @@ from typing import TypeVar
 import pytest
 
 from pd_validate.catalogue import Layer
+from pd_validate.checks.explain import explained
 from pd_validate.checks.result import Report
 from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
 from pd_validate.options import Options
@@ -120,8 +121,10 @@ class Run:
 
     def diagnosed(self, error: RequestFailed) -> list[Finding]:
         """What is wrong below a request that never ended. A sick engine blocks later tests."""
-        findings = self.session.diagnose(error)
-        sick = [finding for finding in findings if finding.layer <= Layer.ENGINE]
+        return self._blocking(self.session.diagnose(error))
+
+    def _blocking(self, findings: list[Finding]) -> list[Finding]:
+        sick = [finding for finding in findings if finding.id.startswith("engine.")]
         if sick and not self._broken:
             self._broken = f"{sick[0].id} at {sick[0].where}"
         return findings
@@ -131,6 +134,10 @@ class Run:
         for finding in findings:
             self.story.finding(finding)
         self._found.setdefault(nodeid, []).extend(findings)
+
+    def looked_below(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The findings with what lies under them; a sick engine blocks later tests."""
+        return self._blocking(self.session.look_below(findings))
 
     def tested(self, report: pytest.TestReport, layer: Layer | None) -> None:
         """Take one phase of a test into the record: its worst phase counts."""
@@ -156,6 +163,8 @@ class Run:
         self._finished = True
         with self._visible():
             leftovers = self.session.close(keep=self.options.keep_up)
+        # Only now everything is known that may explain what an earlier test met.
+        self.session.findings = explained(self.session.findings)
         code = self._exit_code(exit_code, leftovers)
         record = self.session.record
         record.finished = dt.datetime.now(dt.UTC)

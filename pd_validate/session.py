@@ -20,15 +20,20 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 from pd_validate import __version__, recording
+from pd_validate.catalogue import Layer
+from pd_validate.checks.explain import explained
+from pd_validate.checks.kv import check_transfers
 from pd_validate.checks.leftovers import check_leftovers, unknown_leftovers
 from pd_validate.checks.network import check_network
 from pd_validate.checks.plan import ModelShape, check_plan
+from pd_validate.checks.pulls import check_remade_links
 from pd_validate.checks.result import Report
+from pd_validate.checks.served import check_access_logs
 from pd_validate.errors import LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.addresses import device_addresses
 from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
-from pd_validate.findings import Finding, Severity, root_findings
+from pd_validate.findings import Finding, Severity, Where, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
@@ -40,6 +45,7 @@ from pd_validate.spec.plan import AuditLevel, LaunchPlan, launch_plan, run_dirs
 from pd_validate.spec.ports import port_plan
 from pd_validate.spec.profiles import devices_of
 from pd_validate.spec.runtime import remove_container, start_container
+from pd_validate.topology.service import Service
 from pd_validate.topology.topology import Progress, Topology
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
@@ -49,6 +55,7 @@ from pd_validate.waiting import wait_for
 
 T = TypeVar("T")
 
+_SICK_SECONDS = 1.0  # until a process whose connection broke has ended
 _TRACE_SECONDS = 20.0  # until the audit's record of a request must be on the host's disk
 
 
@@ -107,6 +114,7 @@ class Session:
         )
         self.logs: dict[str, bytes] = {}
         self.trace_text = ""
+        self.faults_made = False  # a test has broken something on purpose
         self._progress = progress
         self._undo = ExitStack()
         self._supervisors: dict[str, RemoteSupervisor] = {}
@@ -355,9 +363,50 @@ class Session:
 
     def diagnose(self, error: RequestFailed) -> list[Finding]:
         """The lowest fault behind a request that never ended: a process, an engine, or itself."""
-        if self._topology is None:
+        topology = self._topology
+        if topology is None:
             return []
-        return self._topology.check_alive() or self._topology.check_work() or [_symptom(error)]
+        return topology.check_sick(seconds=_SICK_SECONDS) or (
+            topology.check_work() or self.look_below([_symptom(error, topology.service)])
+        )
+
+    def look_below(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The findings, and below failing ones of KV or the service what may explain them.
+
+        Looks for processes that are dead or stand still, loads that a connector gave up, and
+        KV that arrived otherwise than it was produced. Causes are filled in.
+        """
+        topology = self._topology
+        symptoms = [
+            f
+            for f in findings
+            if f.severity is Severity.FAIL and f.layer >= Layer.KV_LINK and not f.because
+        ]
+        if topology is None or not symptoms:
+            return list(findings)
+        below = topology.check_sick(seconds=_SICK_SECONDS)
+        with suppress(LabError):
+            below += topology.failed_loads()
+            below += self._wrong_transfers(parse_trace(topology.traces())[0])
+        return explained([*below, *findings])
+
+    def _said_by_logs(self) -> list[Finding]:
+        """What no client saw, since a connector or a proxy made up for it."""
+        hosts = self.hosts_of_instances()
+        logs = {
+            name: data.decode(errors="replace").splitlines()
+            for name, data in self.logs.items()
+            if name in hosts
+        }
+        return [*check_remade_links(logs, hosts), *check_access_logs(logs, hosts)]
+
+    def _wrong_transfers(self, records: Sequence[TraceRecord]) -> list[Finding]:
+        """Transfers of the whole run whose two sides differ.
+
+        Those without a producer's record are left out: it may be in the writing.
+        """
+        transfers = [t for t in join(records) if t.produced is not None]
+        return check_transfers(transfers, records, self.hosts_of_instances())
 
     # --- findings and the end ------------------------------------------------------------
 
@@ -385,7 +434,11 @@ class Session:
                 self.trace_text = self._topology.traces()
             except LabError as error:
                 self.trace_text = f"(not readable: {error})\n"
-            transfers = join(parse_trace(self.trace_text)[0])
+            records = parse_trace(self.trace_text)[0]
+            self.add(self._wrong_transfers(records))
+            if not self.faults_made:
+                self.add(self._said_by_logs())
+            transfers = join(records)
             self.record.kv_pairs = recording.kv_pairs(transfers)
             self.record.kv_pulls = recording.kv_pulls(transfers)
             self._topology.close()
@@ -444,7 +497,11 @@ class Session:
         return result
 
 
-def _symptom(error: RequestFailed) -> Finding:
+def _symptom(error: RequestFailed, service: Service) -> Finding:
     """The request itself, where everything below it looks well."""
-    id_ = "service.timeout" if error.timeout else "service.error"
-    return Finding(id=id_, expected="an answer", got=str(error))
+    return Finding(
+        id="service.timeout" if error.timeout else "service.error",
+        where=service.where(error.server) if error.server else Where(),
+        expected="an answer",
+        got=str(error),
+    )

@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pd_validate.findings import Finding, Where
+from pd_validate.spec.rules import PROXY_NAME
 from pd_validate.traffic.client import Answer
 from pd_validate.traffic.compare import first_divergence
 
 
 def check_served(answer: Answer, where: Where) -> list[Finding]:
-    """A request must end in 200 with something in it."""
+    """A request must end in 200 with something in it.
+
+    `where` is the instance that was to answer and, as its peer, the one before it: if the
+    answer is the peer's, so is the fault.
+    """
+    if answer.server and answer.server == where.peer_instance:
+        where = where.model_copy(
+            update={
+                "host": where.peer_host,
+                "instance": where.peer_instance,
+                "peer_host": None,
+                "peer_instance": None,
+            }
+        )
     if not answer.ok:
         return [
             Finding(
@@ -20,17 +34,19 @@ def check_served(answer: Answer, where: Where) -> list[Finding]:
                 got=f"{answer.status}: {answer.error[:300]}",
             )
         ]
+    of_engine = where.instance not in (None, PROXY_NAME)
     if not answer.done:
         return [
             Finding(
-                id="proxy.cut",
+                id="service.error" if of_engine else "proxy.cut",
                 where=where,
                 expected="a complete answer",
-                got=f"it ended after {len(answer.text)} characters {answer.error[:200]}",
+                got=f"it ended after {len(answer.text)} characters {answer.error[:200]}".strip(),
             )
         ]
     if not answer.token_ids and not answer.text:
-        return [Finding(id="proxy.empty", where=where, expected="text", got="200 and nothing")]
+        id_ = "service.error" if of_engine else "proxy.empty"
+        return [Finding(id=id_, where=where, expected="text", got="200 and nothing")]
     return []
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pd_validate.findings import Finding, Severity, Where
+from pd_validate.spec.rules import PROXY_NAME
 
 Relation = Callable[[Where, Where], bool]
 
@@ -33,6 +34,24 @@ def same_host(symptom: Where, cause: Where) -> bool:
     return symptom.host == cause.host
 
 
+def on_the_way(symptom: Where, cause: Where) -> bool:
+    """The cause is at an instance that the failed request went through.
+
+    A request through the proxy, or one whose way is not known, may have met any of them.
+    """
+    ways = (symptom.instance, symptom.peer_instance)
+    return symptom.instance in (None, PROXY_NAME) or cause.instance in ways
+
+
+def behind_the_proxy(symptom: Where, cause: Where) -> bool:
+    """The cause is at an instance; the request went through the proxy, or nobody knows how."""
+    return symptom.instance in (None, PROXY_NAME) and cause.instance not in (None, PROXY_NAME)
+
+
+def anywhere(symptom: Where, cause: Where) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Rule:
     """`symptom` and `causes` are ids or patterns of ids; order in a rule does not matter."""
@@ -42,6 +61,7 @@ class Rule:
     relation: Relation
 
 
+_BROKEN_KV = ("kv.corrupt", "kv.swapped", "kv.missing", "kv.stale")
 _UNUSABLE = ("device.missing", "device.not-ready", "device.held", "driver.broken")
 
 RULES = (
@@ -77,6 +97,18 @@ RULES = (
     Rule("host.address-mismatch", ("host.nic-missing", "host.nic-down"), same_host),
     Rule("host.port-taken", ("host.nic-missing", "host.address-mismatch"), same_host),
     Rule("env.mismatch", ("host.nic-missing", "host.nic-down"), same_host),
+    # Engines and KV. A dead decoder never tells the prefiller that its blocks may go.
+    Rule("drain.*", ("engine.*",), anywhere),
+    Rule("kvlink.*", ("engine.*",), on_the_way),
+    Rule("kv.missing", ("engine.*", "kvlink.*"), on_the_way),
+    Rule("kv.recomputed", ("kv.missing", "kv.stale"), on_the_way),
+    # Answers. A proxy's own faults (an empty or cut answer) stay, whatever lies below.
+    Rule("service.*", ("engine.*", "kvlink.*", *_BROKEN_KV), on_the_way),
+    Rule("service.timeout", ("service.error",), on_the_way),
+    Rule("service.*", ("service.*",), behind_the_proxy),
+    Rule("parity.diverged", _BROKEN_KV, on_the_way),
+    Rule("determinism.diverged", (*_BROKEN_KV, "parity.diverged"), on_the_way),
+    Rule("golden.diverged", (*_BROKEN_KV, "parity.diverged", "determinism.diverged"), on_the_way),
 )
 
 
@@ -87,9 +119,13 @@ def explained(findings: Iterable[Finding], rules: Iterable[Rule] = RULES) -> lis
     return [
         finding.model_copy(
             update={
-                "because": (
-                    *finding.because,
-                    *(cause.as_cause() for cause in unique if _explains(cause, finding, all_rules)),
+                "because": tuple(
+                    dict.fromkeys(
+                        (
+                            *finding.because,
+                            *(c.as_cause() for c in unique if _explains(c, finding, all_rules)),
+                        )
+                    )
                 )
             }
         )
@@ -117,7 +153,7 @@ def _rank(finding: Finding) -> int:
 
 
 def _explains(cause: Finding, finding: Finding, rules: Iterable[Rule]) -> bool:
-    if cause.id == finding.id or _rank(cause) > _rank(finding):
+    if cause is finding or _rank(cause) > _rank(finding):
         # A warning never explains a failure away.
         return False
     return any(

@@ -54,6 +54,7 @@ SOURCE = globals().get("SOURCE", "")  # our own text, when we were sent over
 RUN_ID = "PD_RUN_ID"
 RUN_DIR = "PD_RUN_DIR"
 PROCESS = "PD_PROCESS"
+FOR_ANYBODY = ("attach", "status", "stopped", "tail")  # all else only the run's owner may ask
 AT_END = "at_end.json"  # in the run directory: what is to be run when everything has ended
 OWN_PROCESSES = ("agent", "watch")  # values of PD_PROCESS that are the supervisor's own
 
@@ -736,7 +737,7 @@ class Agent:
     async def _answer(self, client: Lines, message: Message) -> None:
         try:
             handler = getattr(self, "do_" + message["op"])
-            if client is not self.owner and message["op"] not in ("attach", "status", "tail"):
+            if client is not self.owner and message["op"] not in FOR_ANYBODY:
                 raise Refused("attach as the owner first")
             result = handler(client, message)
             if asyncio.iscoroutine(result):
@@ -817,6 +818,13 @@ class Agent:
         else:
             reached = {pid for pid in self._members(child.name) if message["match"] in title(pid)}
         return send(reached, message["number"])
+
+    def do_stopped(self, client: Lines, message: Message) -> list[Message]:
+        """Members of a process that a signal has stopped: they live, and do nothing."""
+        table = processes()
+        members = self._members(message["name"]) & table.keys()
+        stopped = sorted(pid for pid in members if table[pid].state in "tT")
+        return [{"pid": pid, "title": title(pid)} for pid in stopped]
 
     def do_tail(self, client: Lines, message: Message) -> list[str]:
         child = self._child(message["name"])

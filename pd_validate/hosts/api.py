@@ -57,6 +57,14 @@ class ProcessStatus:
         return self.exit_code is None
 
 
+@dataclass(frozen=True)
+class StoppedProcess:
+    """A process that lives and does nothing, because a signal has stopped it."""
+
+    pid: int
+    title: str  # its command line, as programs set it for themselves, too
+
+
 class Commands(Protocol):
     """Plain commands and files on one host (inside its container, if it has one)."""
 
@@ -115,6 +123,10 @@ class Supervisor(Protocol):
 
         Returns the number of processes reached. For faults on purpose.
         """
+        ...
+
+    def stopped(self, name: str) -> list[StoppedProcess]:
+        """What belongs to the process and stands still because of a signal (SIGSTOP)."""
         ...
 
     def tail(self, name: str, *, lines: int = 40) -> list[str]: ...

@@ -32,7 +32,7 @@ from pd_validate.errors import (
     WaitTimeout,
 )
 from pd_validate.hosts import agent
-from pd_validate.hosts.api import ProcessSpec, ProcessStatus
+from pd_validate.hosts.api import ProcessSpec, ProcessStatus, StoppedProcess
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
 from pd_validate.waiting import wait_for
@@ -294,6 +294,10 @@ class RemoteSupervisor:
         Returns the number of processes reached.
         """
         return int(self._call("signal", name=name, number=int(number), match=match))
+
+    def stopped(self, name: str) -> list[StoppedProcess]:
+        """What belongs to the process and stands still because of a signal (SIGSTOP)."""
+        return [StoppedProcess(**each) for each in self._call("stopped", name=name)]
 
     def tail(self, name: str, *, lines: int = 40) -> list[str]:
         """The last lines of the process's log."""

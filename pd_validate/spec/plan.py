@@ -106,6 +106,7 @@ class LaunchPlan:
     instances: Mapping[str, InstanceLaunch]
     proxy: ProxyLaunch
     needs_code: bool  # our connector, audit or proxy must be staged to <run_dir>/code
+    audited: bool = False  # every request's KV is traced
 
     def processes(self) -> Iterator[Process]:
         yield from self.instances.values()
@@ -160,7 +161,7 @@ def launch_plan(
     }
     proxy = _proxy(cluster, run_dirs[cluster.proxy.host])
     needs_code = any(process.code is not None for process in (*instances.values(), proxy))
-    return LaunchPlan(instances, proxy, needs_code)
+    return LaunchPlan(instances, proxy, needs_code, audited=audit == "full")
 
 
 def _instance(

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from pd_validate.findings import Where
 from pd_validate.spec.models import Cluster, Role
 from pd_validate.spec.plan import LaunchPlan
 from pd_validate.traffic.client import Answer, Client
@@ -52,6 +53,18 @@ class Service:
 
     def host_of(self, instance: str) -> str:
         return self.cluster.instances[instance].host
+
+    def where(self, server: str, peer: str | None = None, *, request: str | None = None) -> Where:
+        """The place of an instance or of the proxy; `peer`: the other end of its KV link."""
+        hosts = {name: spec.host for name, spec in self.cluster.instances.items()}
+        hosts[self.proxy.name] = self.cluster.proxy.host
+        return Where(
+            host=hosts.get(server),
+            instance=server,
+            request=request,
+            peer_instance=peer,
+            peer_host=hosts[peer] if peer is not None else None,
+        )
 
     def metrics(self, instance: str) -> EngineMetrics:
         """A fresh reading of the instance's /metrics. Raises RequestFailed."""

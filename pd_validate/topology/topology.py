@@ -8,31 +8,47 @@ so that one sick engine is one failure and not one per test.
 
 from __future__ import annotations
 
+import re
 import shlex
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from pd_validate.checks.answers import check_served
+from pd_validate.checks.pulls import check_failed_loads
 from pd_validate.checks.signatures import scan
 from pd_validate.errors import LabError, PdValidateError, WaitTimeout
 from pd_validate.findings import Finding, Where
-from pd_validate.hosts.api import Commands, ProcessSpec, ProcessStatus, Supervisor
+from pd_validate.hosts.api import (
+    Commands,
+    ProcessSpec,
+    ProcessStatus,
+    StoppedProcess,
+    Supervisor,
+)
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import InstanceLaunch, LaunchPlan, Process, trace_dir
 from pd_validate.topology.service import Service
 from pd_validate.topology.staging import Bundle, pack, stage
-from pd_validate.traffic.client import RequestFailed
+from pd_validate.traffic.client import PREFIX, RequestFailed
+from pd_validate.traffic.trace import parse_trace
 from pd_validate.waiting import wait_for
 
-_ONE_TOKEN_SECONDS = 20.0  # a loaded engine answers far sooner
+_FEW_TOKENS_SECONDS = 20.0  # a loaded engine answers far sooner
+_FEW = 12  # tokens
+_LOOK_SECONDS = 1.0  # between two looks at the processes while something is awaited
+_TRACE_SECONDS = 3.0  # until the audit's record of a failed load must be there
 _FILE_END = "\x1e"  # no trace contains it: JSON escapes control characters
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
+_WORKER_RANK = re.compile(r"Worker_(?:.*_)?TP(\d+)")  # in the title of a vLLM worker process
 _LOG_LIMIT = 64 * 1024 * 1024  # bytes of one log that are fetched: its end
 
 
@@ -139,10 +155,45 @@ class Topology:
             if (status := self.status().get(process.name)) and not status.alive
         ]
 
-    def check_work(self, *, seconds: float = _ONE_TOKEN_SECONDS) -> list[Finding]:
-        """A finding for every engine that lives and does not answer one token by itself.
+    def check_stopped(self) -> list[Finding]:
+        """A finding for every process of which something stands still because of a signal."""
+        return [
+            finding
+            for process in self.plan.processes()
+            if (found := self._hosts[process.host].supervisor.stopped(process.name))
+            for finding in [_stopped(process, found)]
+        ]
 
-        `seconds`: what an engine may take for it.
+    def check_sick(self, *, seconds: float = 0.0) -> list[Finding]:
+        """What explains any symptom above: processes that have ended, or stand still.
+
+        A broken connection is seen before the end of the process behind it: after a symptom
+        look for some `seconds`.
+        """
+
+        def look() -> list[Finding] | None:
+            return self.check_alive() or self.check_stopped() or None
+
+        try:
+            return wait_for(look, seconds=seconds, what="a sick process")
+        except WaitTimeout:
+            return []
+
+    def failed_loads(self, *, request: str = PREFIX) -> list[Finding]:
+        """Loads of KV that a connector gave up, for requests whose id contains `request`."""
+        records, _ = parse_trace(self.traces())
+        if not any(record.phase == "failed" for record in records):
+            return []
+        logs = {name: data.decode(errors="replace") for name, data in self.logs().items()}
+        hosts = {name: spec.host for name, spec in self.cluster.instances.items()}
+        lines = {name: log.splitlines() for name, log in logs.items()}
+        return check_failed_loads(records, hosts, lines, request=request)
+
+    def check_work(self, *, seconds: float = _FEW_TOKENS_SECONDS) -> list[Finding]:
+        """A finding for every engine that lives and does not answer by itself.
+
+        Asked for one token, then for a stream of a few: an engine may serve one and cut
+        the other. `seconds`: what an engine may take for each.
         """
 
         def one(launch: InstanceLaunch) -> list[Finding]:
@@ -150,18 +201,20 @@ class Topology:
             where = Where(host=launch.host, instance=launch.name)
             try:
                 answer = client.complete("Alive?", max_tokens=1, timeout=seconds)
+                return check_served(answer, where) or check_served(
+                    client.complete("Alive?", max_tokens=_FEW, timeout=seconds, stream=True), where
+                )
             except RequestFailed as error:
                 tail = self._tail(launch)
                 return [
                     Finding(
                         id="engine.hung" if error.timeout else "service.error",
                         where=where,
-                        expected=f"one token within {seconds:g} s, without any PD",
+                        expected=f"an answer within {seconds:g} s, without any PD",
                         got=str(error),
                         evidence=tuple(tail[-_SHOWN_LINES:]),
                     )
                 ]
-            return check_served(answer, where)
 
         launches = self.plan.instances
         results = in_parallel({name: partial(one, launch) for name, launch in launches.items()})
@@ -253,9 +306,11 @@ class Topology:
 
     def _wait_for_first_tokens(self) -> None:
         """Each engine alone: what fails here is the engine, not the KV link."""
-        findings = self.check_work(seconds=self.cluster.timeouts.request)
+        findings = self._unless_sick(
+            partial(self.check_work, seconds=self.cluster.timeouts.request)
+        )
         if findings:
-            raise BringUpFailed(self.check_alive() or findings)
+            raise BringUpFailed(findings)
 
     def _wait_for_links(self) -> None:
         """One disaggregated request per prefiller and decoder: makes and proves every link."""
@@ -264,25 +319,42 @@ class Topology:
         def one(decoder: str) -> list[Finding]:
             findings: list[Finding] = []
             for prefiller in service.prefillers:
-                where = Where(
-                    host=self.cluster.instances[decoder].host,
-                    instance=decoder,
-                    peer_host=self.cluster.instances[prefiller].host,
-                    peer_instance=prefiller,
-                )
+                where = service.where(decoder, prefiller)
+                request = f"{PREFIX}link-{uuid.uuid4().hex[:8]}"
                 try:
-                    answer = service.disaggregate(prefiller, decoder, "warm-up", max_tokens=2)
-                    findings += _as_link_failure(check_served(answer, where))
-                except RequestFailed as error:
-                    lost = Finding(
-                        id="kvlink.timeout", where=where, expected="an answer", got=str(error)
+                    answer = service.disaggregate(
+                        prefiller, decoder, "warm-up", request_id=request, max_tokens=2
                     )
-                    findings += self.check_alive() or [lost]
+                    symptoms = check_served(answer, where)
+                except RequestFailed as error:
+                    id_ = "kvlink.timeout" if error.timeout else "service.error"
+                    at = service.where(error.server) if error.server == prefiller else where
+                    symptoms = [Finding(id=id_, where=at, expected="an answer", got=str(error))]
+                if symptoms:
+                    findings += self._below_a_link(symptoms[0], request)
             return findings
 
-        self._all_or_fail(
-            "KV links", {d: self.cluster.instances[d].host for d in service.decoders}, one
-        )
+        hosts = {decoder: service.host_of(decoder) for decoder in service.decoders}
+        self._all_or_fail("KV links", hosts, lambda name: self._unless_sick(partial(one, name)))
+
+    def _below_a_link(self, symptom: Finding, request: str) -> list[Finding]:
+        """What a failed warm-up is: a failed load, a broken link, or an engine's own failure.
+
+        Between engines that answer alone it is the link, unless the audit saw that no load
+        failed: then the engine itself answered so.
+        """
+        sick = self.check_sick(seconds=_LOOK_SECONDS)
+        if sick or symptom.where.peer_instance is None:
+            return sick or [symptom]
+        with suppress(WaitTimeout):  # the audit writes beside the answer's way
+            return wait_for(
+                lambda: self.failed_loads(request=request) or None,
+                seconds=_TRACE_SECONDS,
+                what="the trace of a failed load",
+            )
+        if self.plan.audited and symptom.id == "service.error":
+            return [symptom]
+        return _as_link_failure([symptom])
 
     def _wait_for_proxy(self) -> None:
         process = self.plan.proxy
@@ -290,19 +362,35 @@ class Topology:
 
         def one(_: str) -> list[Finding]:
             self._wait_healthy(process, deadline, threading.Event())
-            where = Where(host=process.host, instance=process.name)
+            return self._unless_sick(first_completion)
+
+        def first_completion() -> list[Finding]:
+            where = self.service.where(process.name)
             try:
                 return check_served(
                     self.service.proxy.complete("Who are you?", max_tokens=4), where
                 )
             except RequestFailed as error:
-                return [
-                    Finding(id="service.timeout", where=where, expected="an answer", got=str(error))
-                ]
+                id_ = "service.timeout" if error.timeout else "service.error"
+                return [Finding(id=id_, where=where, expected="an answer", got=str(error))]
 
         self._all_or_fail("first completion through the proxy", {process.name: process.host}, one)
 
     # --- helpers ---
+
+    def _unless_sick(self, probe: Callable[[], list[Finding]]) -> list[Finding]:
+        """What `probe` finds; or, without waiting for its end, what is dead or stands still."""
+        worker = ThreadPoolExecutor(1)
+        running = worker.submit(probe)
+        worker.shutdown(wait=False)  # a probe that hangs ends with its own deadline
+        still = _Twice()
+        while True:
+            done, _ = wait([running], timeout=_LOOK_SECONDS)
+            if done:
+                found = running.result()
+                return self.check_sick(seconds=_LOOK_SECONDS) or found if found else []
+            if still(sick := self.check_sick()):
+                return sick
 
     def _wait_healthy(self, process: Process, deadline: float, failed: threading.Event) -> None:
         """Alive, port open, /health 200 and (an engine) the model listed; else BringUpFailed.
@@ -313,6 +401,7 @@ class Topology:
         is_engine = process.name in self.service.instances
         client = self.service.instances.get(process.name, self.service.proxy)
         started = time.monotonic()
+        still_stopped = _Twice()
 
         def ready() -> bool | None:
             if failed.is_set():
@@ -322,6 +411,8 @@ class Topology:
             dead = [p for p in dead if not seen[p.name].alive]
             if dead:
                 raise BringUpFailed([self._exited(each, seen[each.name]) for each in dead])
+            if still_stopped(self._hosts[process.host].supervisor.stopped(process.name)):
+                raise BringUpFailed(self.check_stopped())
             if not client.healthy():
                 return None
             try:
@@ -434,6 +525,35 @@ def _spec(process: Process) -> ProcessSpec:
     """PD_INSTANCE tells whoever looks at the host (and the audit) whose process it is."""
     env = {**process.env, "PD_INSTANCE": process.name}
     return ProcessSpec(name=process.name, argv=process.command, env=env, cwd=process.cwd)
+
+
+def _stopped(process: Process, found: Sequence[StoppedProcess]) -> Finding:
+    """Names the rank where only one worker stands still; vLLM puts it into the title."""
+    ranks = {match[1] for each in found if (match := _WORKER_RANK.search(each.title))}
+    alone = len(found) == 1 and len(ranks) == 1
+    return Finding(
+        id="engine.hung",
+        where=Where(
+            host=process.host,
+            instance=process.name,
+            rank=int(ranks.pop()) if alone else None,
+        ),
+        expected="running processes",
+        got=f"{len(found)} stopped by a signal: "
+        + ", ".join(f"pid {each.pid} {each.title[:60]}" for each in found[:4]),
+        hint="Continue it with SIGCONT, and find out who stopped it (a debugger, job control).",
+    )
+
+
+class _Twice:
+    """True when told something for the second time running: one look may catch a moment."""
+
+    def __init__(self) -> None:
+        self._before = False
+
+    def __call__(self, found: Sequence[object]) -> bool:
+        before, self._before = self._before, bool(found)
+        return before and self._before
 
 
 def _likely_cause(log: Sequence[str]) -> str:

@@ -10,36 +10,56 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+
+# Request ids begin with these, so that the KV trace tells whose request it was, and which
+# ones were given up on purpose.
+PREFIX = "pd-"
+LEFT_PREFIX = "pd-left-"
 
 
 class RequestFailed(Exception):
     """No complete answer came: the connection was refused, cut, or too late.
 
-    `partial` is the text received until then.
+    `server` is the name of the client that was used (an instance, or the proxy), `partial`
+    the text received until then, `headers` those of the answer that broke off.
     """
 
-    def __init__(self, message: str, *, timeout: bool = False, partial: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        server: str = "",
+        request_id: str = "",
+        timeout: bool = False,
+        partial: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.server = server
+        self.request_id = request_id
         self.timeout = timeout
         self.partial = partial
+        self.headers = headers or {}
 
 
 @dataclass(frozen=True)
 class Answer:
     """One answer of /v1/completions or /v1/chat/completions (its first choice).
 
-    `token_ids` and `logprobs` are empty where the engine did not give them;
-    `ttft` and `seconds` are counted from sending the request. With a status other
-    than 200 `error` holds the body.
+    `server` is the name of the client that got it: an instance, or the proxy. `texts` are
+    those of all choices, with n > 1 more than one. `token_ids` and `logprobs` are empty
+    where the engine did not give them; `ttft` and `seconds` are counted from sending the
+    request. With a status other than 200 `error` holds the body.
     """
 
     request_id: str
     status: int
     text: str
+    texts: tuple[str, ...] = ()
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[Mapping[str, float], ...] = ()
@@ -53,6 +73,7 @@ class Answer:
     seconds: float = 0.0
     error: str = ""
     done: bool = True  # streaming only: the stream ended with [DONE]
+    server: str = ""
 
     @property
     def ok(self) -> bool:
@@ -124,25 +145,49 @@ class Client:
         return self._post("/v1/chat/completions", body, stream, request_id, timeout)
 
     def abandon(self, prompt: list[int], *, max_tokens: int, after_events: int) -> None:
-        """Begin a streamed completion and hang up after some events, as impatient users do."""
+        """Begin a streamed completion and hang up after some events, as impatient users do.
+
+        With `after_events=0` as soon as the answer's head has come.
+        """
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "stream": True}
         url = self.base_url + "/v1/completions"
+        request_id = f"{LEFT_PREFIX}{uuid.uuid4().hex[:12]}"
+        headers = {"X-Request-Id": request_id}
         try:
             with self._http.stream(
-                "POST", url, json=body | {"ignore_eos": True}, timeout=self.timeout
+                "POST",
+                url,
+                json=body | {"ignore_eos": True},
+                headers=headers,
+                timeout=self.timeout,
             ) as response:
+                if after_events == 0:
+                    return
                 for number, _ in enumerate(_events(response.iter_bytes()), start=1):
                     if number >= after_events:
                         return
         except httpx.HTTPError as error:
-            raise _failed(url, error, self.timeout) from error
+            raise self._failed(url, error, self.timeout, request_id=request_id) from error
+
+    def hang_up_after(self, prompt: list[int], *, max_tokens: int, seconds: float) -> None:
+        """Begin a whole completion and hang up after `seconds`, whatever phase it is in."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens}
+        url = self.base_url + "/v1/completions"
+        request_id = f"{LEFT_PREFIX}{uuid.uuid4().hex[:12]}"
+        headers = {"X-Request-Id": request_id}
+        try:
+            self._http.post(url, json=body | {"ignore_eos": True}, headers=headers, timeout=seconds)
+        except httpx.TimeoutException:
+            return
+        except httpx.HTTPError as error:
+            raise self._failed(url, error, self.timeout, request_id=request_id) from error
 
     def get(self, path: str, *, timeout: float = 5.0) -> tuple[int, str]:
         """GET a path; (status, body). Raises RequestFailed."""
         try:
             response = self._http.get(self.base_url + path, timeout=timeout)
         except httpx.HTTPError as error:
-            raise _failed(self.base_url + path, error, timeout) from error
+            raise self._failed(self.base_url + path, error, timeout) from error
         return response.status_code, response.text
 
     def healthy(self) -> bool:
@@ -176,7 +221,7 @@ class Client:
         request_id: str | None,
         timeout: float | None,
     ) -> Answer:
-        request_id = request_id or f"pd-{uuid.uuid4().hex[:12]}"
+        request_id = request_id or f"{PREFIX}{uuid.uuid4().hex[:12]}"
         url = self.base_url + path
         if stream:
             body = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -192,19 +237,42 @@ class Client:
                 if not stream or response.status_code != 200:
                     content = b"".join(pieces)
                     seconds = time.monotonic() - started
-                    return _whole_answer(request_id, response, content, seconds)
+                    answer = _whole_answer(request_id, response, content, seconds)
+                    return replace(answer, server=self.name)
                 reader.headers = dict(response.headers)
                 for event in _events(pieces):
                     reader.take(event)
         except httpx.HTTPError as error:
-            raise _failed(url, error, deadline, partial=reader.text) from error
-        return reader.answer()
+            raise self._failed(
+                url,
+                error,
+                deadline,
+                request_id=request_id,
+                partial=reader.text,
+                headers=reader.headers,
+            ) from error
+        return replace(reader.answer(), server=self.name)
 
-
-def _failed(url: str, error: httpx.HTTPError, deadline: float, partial: str = "") -> RequestFailed:
-    timeout = isinstance(error, httpx.TimeoutException)
-    what = f"no answer within {deadline:g} s" if timeout else (str(error) or type(error).__name__)
-    return RequestFailed(f"{url}: {what}", timeout=timeout, partial=partial)
+    def _failed(
+        self,
+        url: str,
+        error: httpx.HTTPError,
+        deadline: float,
+        *,
+        request_id: str = "",
+        partial: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> RequestFailed:
+        timeout = isinstance(error, httpx.TimeoutException)
+        what = str(error) or type(error).__name__
+        return RequestFailed(
+            f"{url}: " + (f"no answer within {deadline:g} s" if timeout else what),
+            server=self.name,
+            request_id=request_id,
+            timeout=timeout,
+            partial=partial,
+            headers=headers,
+        )
 
 
 def _until(deadline: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -240,6 +308,7 @@ def _whole_answer(
     try:
         data = json.loads(content)
         text, tokens, logprobs, top = _content(data["choices"][0])
+        texts = tuple(_content(each)[0] for each in data["choices"])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return Answer(
             request_id, response.status_code, "", headers=headers, seconds=seconds,
@@ -251,6 +320,7 @@ def _whole_answer(
         request_id=request_id,
         status=200,
         text=text,
+        texts=texts,
         token_ids=tuple(tokens),
         logprobs=tuple(logprobs),
         top_logprobs=tuple(top),

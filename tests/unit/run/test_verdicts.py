@@ -13,6 +13,8 @@ import pytest
 class Run:
     def __init__(self):
         self.findings = []
+    def looked_below(self, findings):
+        return findings
     def found(self, nodeid, findings):
         self.findings += findings
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pd_validate.errors import LabError
-from pd_validate.hosts.api import Completed, ProcessSpec, ProcessStatus
+from pd_validate.hosts.api import Completed, ProcessSpec, ProcessStatus, StoppedProcess
 
 ENGINE = Path(__file__).with_name("small_engine.py")
 
@@ -107,6 +107,13 @@ class LocalSupervisor:
     def signal(self, name: str, number: int, *, match: str | None = None) -> int:
         self._processes[name].send_signal(signal.Signals(number))
         return 1
+
+    def stopped(self, name: str) -> list[StoppedProcess]:
+        process = self._processes[name]
+        if process.poll() is not None:
+            return []
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return [StoppedProcess(process.pid, name)] if state in "tT" else []
 
     def tail(self, name: str, *, lines: int = 40) -> list[str]:
         return self._log(name).read_text().splitlines()[-lines:]

@@ -6,11 +6,14 @@ silent     listens and is never healthy
 late       its first list of models breaks off, all later ones are right
 other      serves another model
 refuses    completions are 500
+cuts       hangs up in the middle of a stream
+hangs      answers /health, and never a completion
 unlinked   completions of prompts prefilled elsewhere are 500, its own are well
 """
 
 import json
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -20,6 +23,8 @@ asked_for_models = 0
 
 
 class Engine(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # of chunked answers
+
     def do_GET(self) -> None:
         global asked_for_models
         if self.path == "/health":
@@ -33,12 +38,30 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if BEHAVIOUR == "hangs":
+            time.sleep(60)  # longer than any test waits; the process ends before
         unlinked = BEHAVIOUR == "unlinked" and "kv_transfer_params" in body
         if BEHAVIOUR == "refuses" or unlinked:
             self.answer(500, {"error": "KV transfer failed"})
             return
         choice = {"text": "hi", "token_ids": [1], "finish_reason": "length"}
+        if body.get("stream"):
+            self.stream(choice)
+            return
         self.answer(200, {"choices": [choice], "kv_transfer_params": {"of": body["prompt"]}})
+
+    def stream(self, choice: object) -> None:
+        """One event and the end; a decoder that cuts sends the event only, and hangs up."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in (json.dumps({"choices": [choice]}), "[DONE]"):
+            data = f"data: {event}\n\n".encode()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            if BEHAVIOUR == "cuts":
+                self.close_connection = True
+                return
+        self.wfile.write(b"0\r\n\r\n")
 
     def answer(self, status: int, data: object) -> None:
         content = json.dumps(data).encode()

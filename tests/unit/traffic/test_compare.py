@@ -12,6 +12,7 @@ from pd_validate.traffic.client import Answer
 from pd_validate.traffic.compare import LOGPROB_TOLERANCE, first_divergence
 
 WHERE = Where(host="d1", instance="decode-1")
+AT_PROXY = Where(host="p1", instance="proxy")
 REFERENCE = Answer(
     "r1",
     200,
@@ -93,14 +94,25 @@ def test_a_good_answer_has_no_finding() -> None:
     ],
 )
 def test_an_answer_that_is_none(answer: Answer, id_: str) -> None:
-    for found in (
-        check_served(answer, WHERE),
-        check_parity(REFERENCE, answer, WHERE, tolerance=0),
-        check_determinism([REFERENCE, answer], WHERE, tolerance=0),
-        check_determinism([answer, answer], WHERE, tolerance=0),
-    ):
-        assert [finding.id for finding in found] == [id_]
-        assert found[0].where == WHERE
+    """Of the proxy and of an engine itself: who cuts behind no proxy is no faulty proxy."""
+    for where, meant in ((AT_PROXY, id_), (WHERE, "service.error")):
+        for found in (
+            check_served(answer, where),
+            check_parity(REFERENCE, answer, where, tolerance=0),
+            check_determinism([REFERENCE, answer], where, tolerance=0),
+            check_determinism([answer, answer], where, tolerance=0),
+        ):
+            assert [finding.id for finding in found] == [meant]
+            assert found[0].where == where
+
+
+def test_a_refusal_of_the_prefiller_is_the_prefillers() -> None:
+    where = Where(host="d1", instance="decode-1", peer_host="p1", peer_instance="prefill-1")
+    refused = Answer("r", 500, "", error="no", server="prefill-1")
+    (finding,) = check_served(refused, where)
+    assert finding.where == Where(host="p1", instance="prefill-1")
+    (finding,) = check_served(replace(refused, server="decode-1"), where)
+    assert finding.where == where
 
 
 def test_another_text_than_one_engine_alone() -> None:
