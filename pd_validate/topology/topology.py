@@ -158,10 +158,9 @@ class Topology:
     def check_stopped(self) -> list[Finding]:
         """A finding for every process of which something stands still because of a signal."""
         return [
-            finding
+            stopped_finding(process.host, process.name, found)
             for process in self.plan.processes()
             if (found := self._hosts[process.host].supervisor.stopped(process.name))
-            for finding in [_stopped(process, found)]
         ]
 
     def check_sick(self, *, seconds: float = 0.0) -> list[Finding]:
@@ -527,15 +526,15 @@ def _spec(process: Process) -> ProcessSpec:
     return ProcessSpec(name=process.name, argv=process.command, env=env, cwd=process.cwd)
 
 
-def _stopped(process: Process, found: Sequence[StoppedProcess]) -> Finding:
+def stopped_finding(host: str, name: str, found: Sequence[StoppedProcess]) -> Finding:
     """Names the rank where only one worker stands still; vLLM puts it into the title."""
     ranks = {match[1] for each in found if (match := _WORKER_RANK.search(each.title))}
     alone = len(found) == 1 and len(ranks) == 1
     return Finding(
         id="engine.hung",
         where=Where(
-            host=process.host,
-            instance=process.name,
+            host=host,
+            instance=name,
             rank=int(ranks.pop()) if alone else None,
         ),
         expected="running processes",

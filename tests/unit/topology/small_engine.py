@@ -7,11 +7,15 @@ late       its first list of models breaks off, all later ones are right
 other      serves another model
 refuses    completions are 500
 cuts       hangs up in the middle of a stream
-hangs      answers /health, and never a completion
+stops      is stopped by a signal at its first completion
+stops-at-start  the same before it listens
+hangs-later     serves three completions, and then none
 unlinked   completions of prompts prefilled elsewhere are 500, its own are well
 """
 
 import json
+import os
+import signal
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +24,7 @@ from urllib.parse import urlsplit
 URL, BEHAVIOUR = urlsplit(sys.argv[1]), sys.argv[2]
 MODEL = "other" if BEHAVIOUR == "other" else "qwen3-moe"
 asked_for_models = 0
+completions = 0
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -38,8 +43,12 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if BEHAVIOUR == "hangs":
+        global completions
+        completions += 1
+        if BEHAVIOUR == "hangs-later" and completions > 3:
             time.sleep(60)  # longer than any test waits; the process ends before
+        if BEHAVIOUR == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
         unlinked = BEHAVIOUR == "unlinked" and "kv_transfer_params" in body
         if BEHAVIOUR == "refuses" or unlinked:
             self.answer(500, {"error": "KV transfer failed"})
@@ -78,5 +87,7 @@ if BEHAVIOUR == "dies":
     print("INFO loading weights")
     print("ModuleNotFoundError: No module named 'llm_datadist'", flush=True)
     sys.exit(3)
+if BEHAVIOUR == "stops-at-start":
+    os.kill(os.getpid(), signal.SIGSTOP)
 print("INFO serving", flush=True)
 ThreadingHTTPServer((URL.hostname or "", URL.port or 0), Engine).serve_forever()

@@ -12,10 +12,11 @@ import pytest
 from local import LocalCommands, LocalHost, LocalSupervisor, Told
 
 from pd_validate.findings import Finding, Where
+from pd_validate.hosts.api import StoppedProcess
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import launch_plan, run_dirs
-from pd_validate.topology.topology import BringUpFailed, Topology
+from pd_validate.topology.topology import BringUpFailed, Topology, stopped_finding
 
 READY = 60.0  # seconds; nothing here may wait that long
 SOON = 20.0  # seconds that a crowded machine may need for what takes half a second
@@ -186,6 +187,61 @@ def test_an_engine_that_fails_alone_is_no_link_that_failed(make: Make) -> None:
 def test_a_proxy_that_answers_wrongly(make: Make) -> None:
     (finding,), _ = failure_of(make(proxy="refuses"))
     assert (finding.id, finding.where.instance) == ("service.error", PROXY)
+
+
+def test_an_engine_that_cuts_its_streams(make: Make) -> None:
+    """Whole answers are well: only the stream shows it."""
+    (finding,), seconds = failure_of(make(decode_1="cuts"))
+    assert (finding.id, finding.where) == ("service.error", Where(host="d1", instance="decode-1"))
+    assert seconds < SOON
+
+
+def test_a_prefiller_that_refuses_is_named_and_not_the_link(make: Make) -> None:
+    (finding,), _ = failure_of(make(prefill_1="refuses"))
+    assert (finding.id, finding.where) == ("service.error", Where(host="p1", instance="prefill-1"))
+
+
+def test_an_engine_that_stops_is_not_waited_for(make: Make) -> None:
+    """Its deadline for an answer is 20 s away; that it stands still is seen at once."""
+    topology = make(decode_1="stops")
+    (finding,), seconds = failure_of(topology)
+    assert (finding.id, finding.where) == ("engine.hung", Where(host="d1", instance="decode-1"))
+    assert "1 stopped by a signal" in finding.got
+    assert seconds < SOON
+
+
+def test_an_engine_that_stops_while_it_loads(make: Make) -> None:
+    (finding,), seconds = failure_of(make(decode_1="stops-at-start"))
+    assert (finding.id, finding.where) == ("engine.hung", Where(host="d1", instance="decode-1"))
+    assert seconds < SOON
+
+
+def test_an_engine_that_hangs_is_found_by_asking_it(make: Make) -> None:
+    """It lives, its port is open, nothing stands still: it only does no work."""
+    topology = make(decode_2="hangs-later")
+    topology.up()
+    assert topology.check_sick() == []
+    (finding,) = topology.check_work(seconds=1)
+    assert (finding.id, finding.where) == ("engine.hung", Where(host="d2", instance="decode-2"))
+    assert finding.expected == "an answer within 1 s, without any PD"
+    assert finding.evidence == ("INFO serving",)
+
+
+def test_engines_that_work(make: Make) -> None:
+    topology = make()
+    topology.up()
+    assert topology.check_sick() == []
+    assert topology.check_work() == []
+
+
+def test_a_stopped_worker_names_its_rank() -> None:
+    worker = StoppedProcess(7, "VLLM::Worker_TP1_EP1")
+    one = stopped_finding("d1", "decode-1", [worker])
+    assert (one.id, one.where.rank) == ("engine.hung", 1)
+    both = stopped_finding("d1", "decode-1", [worker, StoppedProcess(8, "VLLM::Worker_TP0_EP0")])
+    assert both.where.rank is None
+    alone = stopped_finding("d1", "decode-1", [StoppedProcess(6, "VLLM::EngineCore")])
+    assert alone.where.rank is None
 
 
 def test_a_topology_that_failed_stays_failed(make: Make) -> None:
