@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import dataclasses
 import gc
 import signal
@@ -18,6 +19,10 @@ from typing import Any, NoReturn
 
 from proxy.balancer import POLICIES, Address
 from proxy.config import Config
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD = -1, -2
+_KEPT = 64 * 1024 * 1024  # bytes that may stay free at the end of the heap
 
 
 class UsageError(Exception):
@@ -189,6 +194,7 @@ def _run(config: Config) -> None:
     # What is loaded by now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
+    _keep_freed_memory()
 
     async def run() -> None:
         ended = asyncio.Event()
@@ -203,6 +209,20 @@ def _run(config: Config) -> None:
         asyncio.run(run())
     else:
         uvloop.run(run())
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to give memory back to the kernel after every long prompt.
+
+    With prompts of 32 kB the page faults of getting it again are a tenth of all the work.
+    Other C libraries have no such call, and no such need.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_TOP_PAD, _KEPT // 4)
 
 
 def exit_main() -> NoReturn:

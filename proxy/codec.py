@@ -1,4 +1,8 @@
-"""JSON by orjson where it is installed, else by the standard library; same results."""
+"""JSON by the fastest parser that is installed, else by the standard library.
+
+Which parser is fast depends on the text: for a long prompt pydantic's (there where vLLM
+is) takes a tenth of orjson's time if it is ASCII and twice as much if it is not.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,21 @@ except ImportError:  # optional: several times faster, not needed
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 else:
+    try:
+        from pydantic_core import from_json
+    except ImportError:  # optional: faster for long prompts in English
 
-    def loads(data: bytes) -> Any:
-        """Parse JSON text. Raises ValueError."""
-        return orjson.loads(data)
+        def loads(data: bytes) -> Any:
+            """Parse JSON text. Raises ValueError."""
+            return orjson.loads(data)
+
+    else:
+
+        def loads(data: bytes) -> Any:
+            """Parse JSON text. Raises ValueError."""
+            if data.isascii():
+                return from_json(data, allow_inf_nan=False)
+            return orjson.loads(data)
 
     def dumps(value: Any) -> bytes:
         """Compact JSON as UTF-8."""

@@ -63,7 +63,7 @@ class Prober:
         seconds = max(self._config.probe_seconds, 1.0)
         request = b"GET /health HTTP/1.1\r\nhost: %b\r\n\r\n" % instance.host_header
         try:
-            connection = await instance.pool.connection(fresh=True)
+            connection = await instance.pool.connect()
             try:
                 answer = await connection.send(request, limit=seconds)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import secrets
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ ALONE_PATH = "decode-only"
 # Of the client's headers the engines read these; all others end here.
 _PASSED = ("authorization", "traceparent", "tracestate", "baggage")
 _MAX_ID = 200
+# Ids of our own: as unique as random ones, without a call to the kernel for each.
+_PROCESS = secrets.token_hex(10)
+_NUMBERS = itertools.count()
 _PD_HEADER = f"x-pd-path: {PD_PATH}\r\n".encode()
 
 
@@ -166,4 +170,4 @@ def request_id_of(request: web.BaseRequest, body: dict[str, Any]) -> str:
     given = request.headers.get("x-request-id") or body.get("request_id")
     if isinstance(given, str) and 0 < len(given) <= _MAX_ID and given.isprintable():
         return given
-    return secrets.token_hex(16)
+    return f"{_PROCESS}{next(_NUMBERS):012x}"

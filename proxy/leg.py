@@ -28,7 +28,7 @@ class Leg:
         """
         pool = self.instance.pool
         sink_for = job.sink_for if job is not None else None
-        connection = await pool.connection()
+        connection = pool.idle() or await pool.connect()
         while True:
             self.connection = connection
             try:
@@ -38,7 +38,7 @@ class Leg:
                     raise
                 # Still counts as seen: if no connection can be made now, it was no idle close.
                 try:
-                    connection = await pool.connection(fresh=True)
+                    connection = await pool.connect()
                 except UpstreamError:
                     raise error from None
                 continue

@@ -348,15 +348,19 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
 
-    async def connection(self, *, fresh: bool = False) -> Connection:
-        """An open connection, reused if there is one. Raises UpstreamError (CONNECT)."""
+    def idle(self) -> Connection | None:
+        """An open connection that waits for its next request, if there is one."""
         idle = self._idle
         oldest = self._loop.time() - IDLE_SECONDS
-        while idle and not fresh:
+        while idle:
             connection = idle.pop()
             if connection.open and connection.idle_since > oldest:
                 return connection
             connection.close()
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises UpstreamError (CONNECT)."""
         try:
             async with asyncio.timeout(self._connect_seconds):
                 _, connection = await self._loop.create_connection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from proxy import http1, rewrite
 from proxy.balancer import POLICIES, Address, Group, Instance, Lease, Role
 from proxy.breaker import FIRST_PAUSE, LONGEST_PAUSE, Breaker, State
 from proxy.cli import UsageError, config_of
+from proxy.codec import loads
 from proxy.upstream import Pool
 
 # -- breaker
@@ -226,6 +228,25 @@ def test_release_asks_for_one_token_of_the_clients_prompt() -> None:
         "ignore_eos": True,
         "kv_transfer_params": {"x": 1},
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"prompt": "a\\u00e9\\n", "n": 1.5, "x": null}',
+        '{"prompt": "你好", "deep": [[{"a": true}]]}',
+        '{"twice": 1, "twice": 2}',
+        "[18446744073709551615]",
+    ],
+)
+def test_every_parser_reads_the_same(text: str) -> None:
+    assert loads(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": 1} x', '"\xff"', "{'a': 1}"])
+def test_what_is_not_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        loads(text.encode("latin-1"))
 
 
 # -- command line
