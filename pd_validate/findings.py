@@ -7,6 +7,7 @@ Interface: findings.json and scenario files are built on these names
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
@@ -94,6 +95,25 @@ class Cause(BaseModel):
     where: Where = Where()
 
 
+class KnownIssue(BaseModel):
+    """The issue that a finding is known under (`--quarantine`, quarantine.py)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    reason: str
+    expires: dt.date
+    expired: bool  # on the day of the run
+
+    @property
+    def state(self) -> str:
+        words = "quarantine expired on" if self.expired else "quarantined until"
+        return f"{words} {self.expires}"
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.reason} ({self.url})"
+
+
 class Finding(BaseModel):
     """One fault, at one place, in words for a tired engineer.
 
@@ -111,6 +131,7 @@ class Finding(BaseModel):
     hint: str = ""
     evidence: tuple[str, ...] = ()  # commands and their answers, log lines, digests
     because: tuple[Cause, ...] = ()
+    known: KnownIssue | None = None
 
     @field_validator("id")
     @classmethod
@@ -122,6 +143,11 @@ class Finding(BaseModel):
     @property
     def layer(self) -> Layer:
         return CATALOGUE[self.id].layer
+
+    @property
+    def quarantined(self) -> bool:
+        """Known, and not counted: see quarantine.py."""
+        return self.known is not None and not self.known.expired
 
     @property
     def advice(self) -> str:
@@ -138,7 +164,8 @@ class Finding(BaseModel):
             text += f": {self.got}"
         if self.because:
             text += " (because of " + ", ".join(f"{c.id} at {c.where}" for c in self.because) + ")"
-        return f"{text}. {self.advice}"
+        known = f" {self.known}." if self.known is not None else ""
+        return f"{text}. {self.advice}{known}"
 
     def as_cause(self) -> Cause:
         return Cause(id=self.id, where=self.where)
@@ -153,12 +180,19 @@ class Finding(BaseModel):
         ]
         data["layer"] = self.layer.label
         data["hint"] = self.advice
+        # Under the option's name, and only where it was used: the form without stays as it was.
+        known = data.pop("known")
+        if known is not None:
+            data["quarantine"] = known
         return data
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:
-    """FAIL if anything failed, else UNKNOWN if anything could not be measured, else PASS."""
-    severities = {finding.severity for finding in findings}
+    """FAIL if anything failed, else UNKNOWN if anything could not be measured, else PASS.
+
+    What is quarantined does not count.
+    """
+    severities = {finding.severity for finding in findings if not finding.quarantined}
     if Severity.FAIL in severities:
         return Verdict.FAIL
     if Severity.UNKNOWN in severities:
@@ -167,8 +201,11 @@ def verdict_of(findings: Iterable[Finding]) -> Verdict:
 
 
 def root_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings that no other explains, lowest layer first, in a stable order."""
-    roots = [finding for finding in findings if not finding.because]
+    """The findings that count: no other explains them, none is quarantined.
+
+    Lowest layer first, in a stable order.
+    """
+    roots = [finding for finding in findings if not finding.because and not finding.quarantined]
     return sorted(
         roots, key=lambda f: (f.severity is not Severity.FAIL, f.layer, f.id, str(f.where))
     )

@@ -26,6 +26,7 @@ class Options:
     scenario: Path | None
     report: Path
     findings: Path | None
+    quarantine: Path | None
     audit: Literal["off", "sample", "full"]
     keep_up: bool
     reuse: bool
@@ -61,6 +62,12 @@ class Options:
         add("--scenario", "PD_SCENARIO", "break the twin as this file says", metavar="FILE")
         add("--report", "PD_REPORT", "directory of the report", metavar="DIR", default="pd-report")
         add("--findings", "PD_FINDINGS", "also write findings.json here", metavar="FILE")
+        add(
+            "--quarantine",
+            "PD_QUARANTINE",
+            "known faults that do not make the run red, each with its issue and expiry date",
+            metavar="FILE",
+        )
         add("--audit", "PD_AUDIT", "digest KV on both sides", choices=AUDIT_LEVELS, default="full")
         add("--keep-up", "PD_KEEP_UP", "leave the topology running", action="store_true")
         add("--reuse", "PD_REUSE", "attach to a topology left running", action="store_true")
@@ -87,6 +94,7 @@ class Options:
             scenario=path(namespace.pd_scenario),
             report=Path(namespace.pd_report),
             findings=path(namespace.pd_findings),
+            quarantine=path(namespace.pd_quarantine),
             audit=cast(Literal["off", "sample", "full"], namespace.pd_audit),
             keep_up=namespace.pd_keep_up,
             reuse=namespace.pd_reuse,

@@ -17,7 +17,7 @@ import pytest
 
 from pd_validate.catalogue import Layer
 from pd_validate.errors import LabError, SpecError
-from pd_validate.findings import Finding, Severity
+from pd_validate.findings import Finding, Severity, root_findings
 from pd_validate.options import TWIN, Options
 from pd_validate.traffic.client import RequestFailed
 
@@ -228,15 +228,19 @@ class Judge:
         self._item.add_report_section("call", "note", line)
 
     def __call__(self, findings: Iterable[Finding]) -> None:
+        from pd_validate.run import xfail_if_quarantined  # heavy, and loaded by now
+
         __tracebackhide__ = True  # the finding says it all; our own lines would bury it
         found = self._run.looked_below(list(findings))
+        found = self._run.session.quarantine.mark_all(found)
         self._run.found(self._item.nodeid, found)
-        failing = [f for f in found if f.severity is Severity.FAIL and not f.because]
+        failing = [f for f in root_findings(found) if f.severity is Severity.FAIL]
         if failing:
             raise AssertionError("\n".join(str(finding) for finding in failing))
-        unknown = [f for f in found if f.severity is Severity.UNKNOWN]
+        unknown = [f for f in found if f.severity is Severity.UNKNOWN and not f.quarantined]
         if unknown:
             raise LabError("could not measure: " + "\n".join(str(f) for f in unknown))
+        xfail_if_quarantined(found)
         explained = [f for f in found if f.severity is Severity.FAIL]
         if explained:
             cause = explained[0].because[0]

@@ -8,7 +8,17 @@ from pd_validate.catalogue import Layer
 from pd_validate.checks.result import Report
 from pd_validate.facts.pings import PingFacts
 from pd_validate.findings import Finding, Verdict, Where, verdict_of
-from pd_validate.report.record import CheckResult, KvPair, KvPull, Npu, Ping, Rank, Span
+from pd_validate.quarantine import Quarantine
+from pd_validate.report.record import (
+    CheckResult,
+    KvPair,
+    KvPull,
+    Npu,
+    Ping,
+    QuarantineEntry,
+    Rank,
+    Span,
+)
 from pd_validate.topology.topology import Step
 from pd_validate.traffic.trace import TraceRecord, Transfer
 
@@ -21,6 +31,9 @@ def check_results(report: Report) -> list[CheckResult]:
             verdict=result.verdict,
             seconds=result.seconds,
             layer=result.layer,
+            quarantined=result.verdict is not Verdict.PASS
+            and verdict_of(result.findings) is Verdict.PASS
+            and any(finding.quarantined for finding in result.findings),
         )
         for result in report.results
     ]
@@ -99,6 +112,23 @@ def kv_pairs(transfers: Iterable[Transfer]) -> list[KvPair]:
             mismatches=before.mismatches + wrong,
         )
     return list(pairs.values())
+
+
+def quarantine(entries: Quarantine, findings: Sequence[Finding]) -> list[QuarantineEntry]:
+    """Every entry of the quarantine file, and how many findings of the run it matched."""
+    return [
+        QuarantineEntry(
+            id=each.entry.id,
+            where=str(each.entry.where),
+            url=each.entry.url,
+            reason=each.entry.reason,
+            expires=each.entry.expires,
+            expired=entries.expired(each.entry),
+            matched=sum(each.entry.matches(finding) for finding in findings),
+            place=each.place,
+        )
+        for each in entries.entries
+    ]
 
 
 def _rank(record: TraceRecord) -> Rank:

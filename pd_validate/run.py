@@ -17,11 +17,13 @@ from typing import TypeVar
 
 import pytest
 
-from pd_validate.catalogue import Layer
+from pd_validate import recording
+from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.checks.explain import explained
 from pd_validate.checks.result import Report
 from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
 from pd_validate.options import Options
+from pd_validate.quarantine import load_quarantine
 from pd_validate.report.allure import Story
 from pd_validate.report.allure_files import generate, write_results_files
 from pd_validate.report.places import Places
@@ -37,6 +39,7 @@ from pd_validate.traffic.client import RequestFailed
 T = TypeVar("T")
 
 NOT_FIT, LEFT_BEHIND, BOTH = 10, 11, 12
+_BLOCKED = ("blocked by ", "explained by ")  # how skips begin that something below has caused
 
 
 class Run:
@@ -51,7 +54,13 @@ class Run:
         self._console = console_for(sys.stdout)
         progress = HostProgress(self._console, list(cluster.hosts))
         kept = kept_run(cluster) if options.reuse else None
-        self.session = Session(cluster, audit=options.audit, progress=progress, kept=kept)
+        self.session = Session(
+            cluster,
+            audit=options.audit,
+            progress=progress,
+            kept=kept,
+            quarantine=load_quarantine(options.quarantine),
+        )
         self.session.record.command = shlex.join(["pytest", *config.invocation_params.args])
         self._redactor = Redactor(_secrets(cluster))
         self.story = Story(self._redactor)
@@ -86,6 +95,7 @@ class Run:
             if self._bring_up_told:
                 pytest.skip(f"blocked by {_named(failure.findings)}")
             self._bring_up_told = True
+            xfail_if_quarantined(self.session.quarantine.mark_all(failure.findings))
             raise AssertionError(f"the service did not come up:\n{_told(failure)}") from None
 
     def _once(self, step: Callable[[], T]) -> T:
@@ -149,7 +159,9 @@ class Run:
             id=report.nodeid,
             outcome=outcome,
             seconds=report.duration + (before.seconds if before else 0),
-            findings=tuple(finding.id for finding in self._found.get(report.nodeid, [])),
+            findings=_blocking(report)
+            or tuple(finding.id for finding in self._found.get(report.nodeid, []))
+            or (before.findings if before else ()),
             reason=_reason(report) or (before.reason if before else ""),
             layer=layer,
         )
@@ -162,7 +174,8 @@ class Run:
             return exit_code
         self._finished = True
         with self._visible():
-            leftovers = self.session.close(keep=self.options.keep_up)
+            found = self.session.close(keep=self.options.keep_up)
+        leftovers = root_findings(self.session.quarantine.mark_all(found))
         # Only now everything is known that may explain what an earlier test met.
         self.session.findings = explained(self.session.findings)
         code = self._exit_code(exit_code, leftovers)
@@ -170,6 +183,7 @@ class Run:
         record.finished = dt.datetime.now(dt.UTC)
         record.tests = list(self._tests.values())
         record.findings = self.session.findings
+        record.quarantine = recording.quarantine(self.session.quarantine, self.session.findings)
         record.verdict = self._verdict(code)
         record.exit_code = code
         self._write_logs()
@@ -259,6 +273,15 @@ def _named(findings: Sequence[Finding]) -> str:
     return f"{roots[0].id} at {roots[0].where}{more}" if roots else "an earlier failure"
 
 
+def xfail_if_quarantined(findings: Sequence[Finding]) -> None:
+    """End the test as expected to fail, if nothing but quarantined findings makes it red."""
+    __tracebackhide__ = True
+    known = [f for f in findings if f.quarantined and f.severity is not Severity.WARN]
+    if known and verdict_of(root_findings(findings)) is Verdict.PASS:
+        # Not pytest.xfail(): with --runxfail that lets the test pass.
+        raise pytest.xfail.Exception("; ".join(f"{f.id} at {f.where}: {f.known}" for f in known))
+
+
 def _told(failure: BringUpFailed) -> str:
     """Each finding, and under it the log lines that it points to."""
     lines = []
@@ -269,7 +292,9 @@ def _told(failure: BringUpFailed) -> str:
 
 def _outcome(report: pytest.TestReport) -> Outcome:
     if report.skipped:
-        return Outcome.SKIPPED
+        if hasattr(report, "wasxfail"):
+            return Outcome.QUARANTINED
+        return Outcome.BLOCKED if _reason(report).startswith(_BLOCKED) else Outcome.SKIPPED
     if report.passed:
         return Outcome.PASSED
     crash = getattr(report.longrepr, "reprcrash", None)
@@ -277,7 +302,16 @@ def _outcome(report: pytest.TestReport) -> Outcome:
     return Outcome.FAILED if product else Outcome.BROKEN
 
 
+def _blocking(report: pytest.TestReport) -> tuple[str, ...]:
+    """The finding that a skipped test names as what keeps it from running."""
+    reason = _reason(report)
+    words = reason.split() if report.skipped and reason.startswith(_BLOCKED) else []
+    return tuple(dict.fromkeys(word for word in words if word in CATALOGUE))[:1]
+
+
 def _reason(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return str(report.wasxfail).removeprefix("reason: ")
     if report.skipped and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     if report.failed:

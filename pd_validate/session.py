@@ -38,6 +38,7 @@ from pd_validate.hosts.api import Commands, Supervisor
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
 from pd_validate.hosts.supervisor import RemoteSupervisor, open_all, survey
+from pd_validate.quarantine import Quarantine, load_quarantine
 from pd_validate.ranktable import DeviceAddress, describe, generate, render
 from pd_validate.report.record import RunRecord
 from pd_validate.spec.models import Cluster
@@ -98,9 +99,16 @@ class Session:
     """See the module's docstring. `close` must be called once; it never raises for a lost host."""
 
     def __init__(
-        self, cluster: Cluster, *, audit: AuditLevel, progress: Progress, kept: str | None = None
+        self,
+        cluster: Cluster,
+        *,
+        audit: AuditLevel,
+        progress: Progress,
+        kept: str | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         """`kept`: id of a run whose topology was left running; this session takes it over."""
+        self.quarantine = quarantine or load_quarantine(None)
         self.cluster = cluster
         self.run_id = kept or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         self._adopts = kept is not None
@@ -186,7 +194,9 @@ class Session:
     def network(self) -> Report:
         """Verdict of the network validation: findings, and each check's own verdict."""
         idle = not self._adopts  # else our own processes hold ports and NPUs
-        report = check_network(self.cluster, self.plan, self.facts, self.pings, idle=idle)
+        report = self.quarantine.mark_report(
+            check_network(self.cluster, self.plan, self.facts, self.pings, idle=idle)
+        )
         self.record.checks += recording.check_results(report)
         self.record.pings += recording.pings(self.pings)
         return report
@@ -194,7 +204,8 @@ class Session:
     @cached_property
     def plan_findings(self) -> list[Finding]:
         """Contradictions in the launch plan."""
-        return check_plan(self.cluster, self.plan, self._model_shape())
+        found = check_plan(self.cluster, self.plan, self._model_shape())
+        return self.quarantine.mark_all(found)
 
     def _model_shape(self) -> ModelShape | None:
         """From config.json on the first instance's host; None if it cannot be read there."""
@@ -416,7 +427,7 @@ class Session:
         for finding in findings:
             if (finding.id, finding.where) not in known:
                 known.add((finding.id, finding.where))
-                self.findings.append(finding)
+                self.findings.append(self.quarantine.mark(finding))
 
     @property
     def preflight_failed(self) -> bool:

@@ -125,6 +125,8 @@ class Story:
         if self._docs_url:
             anchor = finding.id.replace(".", "")  # as GitHub makes anchors of headings
             allure.dynamic.link(f"{self._docs_url}/checks.md#{anchor}", name=finding.id)
+        if finding.known is not None:
+            allure.dynamic.link(finding.known.url, link_type="issue", name=str(finding.known))
         parts = [CATALOGUE[finding.id].meaning, str(finding), *finding.evidence]
         self.attach(f"{finding.id} at {where}", "\n\n".join(parts))
 

@@ -23,12 +23,15 @@ class Family:
 _SEVERITY_ORDER = {Severity.FAIL: 0, Severity.UNKNOWN: 1, Severity.WARN: 2}
 
 
-def _order(finding: Finding) -> tuple[int, int, str, str]:
-    return (_SEVERITY_ORDER[finding.severity], finding.layer, finding.id, str(finding.where))
+def _order(finding: Finding) -> tuple[bool, int, int, str, str]:
+    """What counts, first; what is quarantined, last."""
+    severity = _SEVERITY_ORDER[finding.severity]
+    return (finding.quarantined, severity, finding.layer, finding.id, str(finding.where))
 
 
 def families(findings: Iterable[Finding]) -> list[Family]:
     """Group findings under their root, failures first and then by layer, in a stable order.
+    What is quarantined comes last.
 
     A finding with several causes goes to the first root in that order. One whose causes are
     not in this record, or that only explain each other, is a root: nothing may vanish.

@@ -1,7 +1,9 @@
 """findings.json: the verdict of a run for other programs.
 
 `findings` are the faults; what another finding explains (`because`) is in `consequences`
-and does not count. The form is an interface; its JSON Schema is docs/findings.schema.json.
+and does not count; with a quarantine file, what it matches is in `quarantined`, and
+`quarantine` lists its entries. The form is an interface; its JSON Schema is
+docs/findings.schema.json.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ from pd_validate.report.record import CheckResult, RunRecord
 
 def findings_json(record: RunRecord) -> str:
     """The text of findings.json, UTF-8, one trailing newline."""
-    document = {
+    faults = [f for f in record.findings if not f.because]
+    document: dict[str, Any] = {
         "cluster": record.cluster,
         "started": record.started.isoformat(timespec="seconds"),
         "verdict": record.verdict.value,
-        "findings": [f.to_json() for f in record.findings if not f.because],
+        "findings": [f.to_json() for f in faults if not f.quarantined],
         "consequences": [f.to_json() for f in record.findings if f.because],
         "checks": [_check(check) for check in record.checks],
     }
+    if record.quarantine:
+        document["quarantined"] = [f.to_json() for f in faults if f.quarantined]
+        document["quarantine"] = [entry.model_dump(mode="json") for entry in record.quarantine]
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -10,6 +10,7 @@ Units: seconds (spans and samples: since the epoch, by the controller's clock), 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -73,6 +74,7 @@ class CheckResult(Part):
     verdict: Verdict
     seconds: Seconds = 0
     layer: Layer | None = None
+    quarantined: bool = False  # the verdict is not a pass, and nothing of it counts
 
 
 class Span(Part):
@@ -151,13 +153,17 @@ class KvUsage(Part):
 
 
 class Outcome(StrEnum):
-    """How a test ended. BLOCKED: not run because of a finding below it."""
+    """How a test ended. BLOCKED: not run because of a finding below it.
+
+    QUARANTINED: failed, on nothing but findings that are known (`--quarantine`).
+    """
 
     PASSED = "passed"
     FAILED = "failed"  # the product is wrong
     BROKEN = "broken"  # the lab or the harness is
     BLOCKED = "blocked"
     SKIPPED = "skipped"
+    QUARANTINED = "quarantined"
 
 
 class TestResult(Part):
@@ -181,6 +187,22 @@ class Attachment(Part):
     bytes: Count = 0
 
 
+class QuarantineEntry(Part):
+    """An entry of the quarantine file; `matched` counts the findings of this run it fits."""
+
+    id: str
+    where: str  # the pattern, in words
+    url: str
+    reason: str
+    expires: dt.date
+    expired: bool
+    matched: Count
+    place: str  # file:line
+
+    def __str__(self) -> str:
+        return f"{self.id} at {self.where} ({self.place})"
+
+
 class RunRecord(BaseModel):
     """The whole run. Mutable on purpose: it is filled while the run goes on."""
 
@@ -201,6 +223,7 @@ class RunRecord(BaseModel):
     proxy: ProxyNode | None = None
 
     findings: list[Finding] = []
+    quarantine: list[QuarantineEntry] = []
     checks: list[CheckResult] = []
     tests: list[TestResult] = []
     timeline: list[Span] = []

@@ -14,15 +14,17 @@ from typing import TypeVar
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.findings import Cause, Finding, Severity, Verdict, Where
 from pd_validate.report.families import families
-from pd_validate.report.record import InstanceNode, Npu, Outcome, RunRecord
+from pd_validate.report.record import CheckResult, InstanceNode, Npu, Outcome, RunRecord
 
 
 class State(StrEnum):
-    """Worst first. AFFECTED: suffers from a fault elsewhere. NONE: nothing looked at it."""
+    """Worst first. AFFECTED: suffers from a fault elsewhere. QUARANTINED: a fault that is known
+    and does not count. NONE: nothing looked at it."""
 
     FAIL = "fail"
     UNKNOWN = "unknown"
     AFFECTED = "affected"
+    QUARANTINED = "quarantined"
     WARN = "warn"
     PASS = "pass"
     NONE = "none"
@@ -56,12 +58,16 @@ def _worsen(states: dict[Place, State], place: Place, state: State) -> None:
     states[place] = worst_state((state, states.get(place, State.NONE)))
 
 
+def state_of_finding(finding: Finding) -> State:
+    return State.QUARANTINED if finding.quarantined else _OF_SEVERITY[finding.severity]
+
+
+def state_of_check(check: CheckResult) -> State:
+    return State.QUARANTINED if check.quarantined else _OF_VERDICT[check.verdict]
+
+
 def worst_state(states: Iterable[State]) -> State:
     return min(states, key=_RANK.__getitem__, default=State.NONE)
-
-
-def state_of_verdict(verdict: Verdict) -> State:
-    return _OF_VERDICT[verdict]
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ class States:
         self._hosts: dict[str, State] = {}
         self._named: dict[str, State] = {}  # instances, by what is said of them by name
         for finding in self._roots:
-            self._add(finding.where, _OF_SEVERITY[finding.severity], finding.layer)
+            self._add(finding.where, state_of_finding(finding), finding.layer)
         for finding in self._consequences:
             self._add(finding.where, State.AFFECTED, finding.layer)
             self._add_far_end(finding.where)
         for check in record.checks:
-            self._add(check.where, _OF_VERDICT[check.verdict], check.layer)
+            self._add(check.where, state_of_check(check), check.layer)
         self._npu_anchors: dict[Npu, str] = {}
         self._host_anchors: dict[str, str] = {}
         self._id_anchors: dict[str, str] = {}
@@ -197,14 +203,14 @@ class States:
 
     def layer(self, layer: Layer) -> LayerState:
         """How a whole layer stands, from its findings, checks and tests."""
-        checks = [check.verdict for check in self._record.checks if check.layer is layer]
+        checks = [state_of_check(c) for c in self._record.checks if c.layer is layer]
         tests = [
             test
             for test in self._record.tests
             if test.layer is layer and test.outcome is not Outcome.SKIPPED
         ]
         outcomes = [test.outcome for test in tests]
-        done = checks.count(Verdict.PASS) + outcomes.count(Outcome.PASSED)
+        done = checks.count(State.PASS) + outcomes.count(Outcome.PASSED)
         total = len(checks) + len(tests)
         if layer is Layer.LEFTOVER:
             total = len(self._record.leftovers)
@@ -218,7 +224,7 @@ class States:
         if Outcome.BLOCKED in outcomes:
             default = State.AFFECTED
         elif not any(finding.layer is layer for finding in self._record.findings):
-            default = worst_state([default, *map(state_of_verdict, checks)])
+            default = worst_state([default, *checks])
         state = self._state_of_findings(
             lambda finding: finding.layer is layer, default=worst_state([default, *unexplained])
         )
@@ -241,7 +247,7 @@ class States:
         return self._id_anchors.get(finding_id)
 
     def _state_of_findings(self, concerns: Callable[[Finding], bool], default: State) -> State:
-        states = [_OF_SEVERITY[f.severity] for f in self._roots if concerns(f)]
+        states = [state_of_finding(f) for f in self._roots if concerns(f)]
         if any(concerns(finding) for finding in self._consequences):
             states.append(State.AFFECTED)
         return worst_state([*states, default])

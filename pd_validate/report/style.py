@@ -12,6 +12,7 @@ CSS = """
   --fail: #c42f28; --fail-fill: #d13c33; --fail-tint: #fcefed;
   --unknown: #6d4fb0; --unknown-fill: #9a80d0; --unknown-tint: #f3effb;
   --warn: #94600a; --warn-fill: #e5b04c; --warn-tint: #fcf4e3;
+  --known: #2c6b8f; --known-fill: #7fb2cf; --known-tint: #ebf4f9;
   --affected: #a9584f; --affected-fill: #efc7c1; --affected-tint: #fdf6f4;
   --none: #7d868d; --none-fill: #e3e5e6;
   --prefill: #dfe8f4; --decode: #e3eceb;
@@ -26,6 +27,7 @@ CSS = """
     --fail: #f2766c; --fail-fill: #cf443b; --fail-tint: #2c1a19;
     --unknown: #b39ce8; --unknown-fill: #7157ad; --unknown-tint: #221d30;
     --warn: #dcab4c; --warn-fill: #a97a1f; --warn-tint: #29221a;
+    --known: #7fb8d8; --known-fill: #336a88; --known-tint: #17252e;
     --affected: #d3958d; --affected-fill: #5c3632; --affected-tint: #241a1a;
     --none: #88929a; --none-fill: #2c3236;
     --prefill: #22344b; --decode: #213b39;
@@ -80,11 +82,12 @@ header .meta code { color: var(--ink); }
 .finding:target { box-shadow: 0 0 0 2px var(--tone); }
 .finding.fail { --tone: var(--fail-fill); } .finding.unknown { --tone: var(--unknown-fill); }
 .finding.warn { --tone: var(--warn-fill); }
+.finding.quarantined { --tone: var(--known-fill); }
 .finding .id { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline;
   font-size: 13px; color: var(--muted); }
 .finding .id .sev { font-weight: 650; letter-spacing: 0.04em; font-size: 12px; }
 .fail .sev { color: var(--fail); } .unknown .sev { color: var(--unknown); }
-.warn .sev { color: var(--warn); }
+.warn .sev { color: var(--warn); } .quarantined .sev { color: var(--known); }
 .finding .where { font-size: 18px; font-weight: 640; letter-spacing: -0.01em; }
 .finding .meaning { margin: 2px 0 10px; }
 .finding dl { display: grid; grid-template-columns: 76px minmax(0, 1fr); gap: 3px 12px;
@@ -105,6 +108,7 @@ summary:hover { color: var(--ink); }
   padding: 15px 18px; }
 .sound ul { margin: 6px 0 0; padding-left: 18px; }
 .sound li { padding: 2px 0; }
+.sound + .sound, .finding + .sound { margin-top: 12px; }
 .sound li::marker { color: var(--faint); }
 
 nav { margin: 26px 0 0; font-size: 13.5px; color: var(--muted); display: flex;
@@ -132,6 +136,7 @@ td.differs { background: var(--warn-tint); color: var(--warn); font-weight: 600;
 .outcome { font-size: 12.5px; font-weight: 620; white-space: nowrap; }
 .outcome.passed { color: var(--pass); } .outcome.failed { color: var(--fail); }
 .outcome.broken { color: var(--unknown); } .outcome.blocked { color: var(--affected); }
+.outcome.quarantined { color: var(--known); }
 .outcome.skipped { color: var(--none); }
 .meter { display: block; height: 7px; border-radius: 2px; background: var(--h2);
   min-width: 2px; }
@@ -158,6 +163,7 @@ svg .grid { stroke: var(--grid); } svg .rule { stroke: var(--line); }
 .s-warn { --tone: var(--warn); --fill: var(--warn-fill); --tint: var(--warn-tint); }
 .s-affected { --tone: var(--affected); --fill: var(--affected-fill);
   --tint: var(--affected-tint); }
+.s-quarantined { --tone: var(--known); --fill: var(--known-fill); --tint: var(--known-tint); }
 .s-none { --tone: var(--none); --fill: var(--none-fill); --tint: transparent; }
 svg .fill { fill: var(--fill); }
 svg .mark { fill: #fff; font-size: 11px; font-weight: 700; }

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pd_validate.catalogue import CATALOGUE
-from pd_validate.findings import Finding, Severity, Verdict
+from pd_validate.findings import Finding, KnownIssue, Severity, Verdict, verdict_of
 from pd_validate.report.families import Family, families
 from pd_validate.report.markup import Child, Markup, el, join
 from pd_validate.report.pictures.ladder import ladder
-from pd_validate.report.record import Outcome, RunRecord
-from pd_validate.report.states import States
+from pd_validate.report.record import Outcome, QuarantineEntry, RunRecord
+from pd_validate.report.states import States, state_of_finding
 from pd_validate.report.style import CSS
 from pd_validate.report.summary_sections import sections_of
 from pd_validate.report.words import capped, count, duration, percentile
@@ -71,13 +71,16 @@ def summary_html(record: RunRecord) -> str:
 def headline(record: RunRecord) -> str:
     """The run in one sentence: the culprit, or what was proven."""
     roots = [family.root for family in families(record.findings)]
-    if roots and roots[0].severity is not Severity.WARN:
+    if roots and roots[0].severity is not Severity.WARN and not roots[0].quarantined:
         first = roots[0]
         place = first.where.model_copy(update={"request": None, "file": None})
         return f"{place}: {CATALOGUE[first.id].meaning}"
     counts = Counter(test.outcome for test in record.tests)
     if record.verdict is Verdict.PASS and record.tests:
-        done = counts[Outcome.PASSED]
+        done, known = counts[Outcome.PASSED], counts[Outcome.QUARANTINED]
+        if known:
+            failed = "1 fails" if known == 1 else f"{known} fail"
+            return f"{done} tests passed; {failed} on what is quarantined."
         return f"All {done} tests passed." if done > 1 else "The test passed."
     red = counts[Outcome.FAILED] + counts[Outcome.BROKEN]
     if red:
@@ -126,11 +129,15 @@ def _tiles(record: RunRecord) -> Markup | None:
         tile(f"{len(record.hosts)} / {npus}", "hosts / NPUs")
     if record.checks:
         passed = sum(check.verdict is Verdict.PASS for check in record.checks)
-        tile(f"{passed} / {len(record.checks)}", "checks passed", passed < len(record.checks))
+        known = sum(check.quarantined for check in record.checks)
+        bad = passed + known < len(record.checks)
+        tile(f"{passed} / {len(record.checks)}", "checks passed", bad)
     if record.tests:
         counts = Counter(test.outcome for test in record.tests)
         done, asked = counts[Outcome.PASSED], len(record.tests) - counts[Outcome.SKIPPED]
-        tile(f"{done} / {asked}", "tests passed", done < asked)
+        tile(f"{done} / {asked}", "tests passed", done + counts[Outcome.QUARANTINED] < asked)
+    if known := sum(family.root.quarantined for family in families(record.findings)):
+        tile(str(known), "quarantined")
     if record.pings:
         answered = sum(ping.received == ping.sent for ping in record.pings)
         tile(f"{answered} / {len(record.pings)}", "ping paths", answered < len(record.pings))
@@ -150,11 +157,36 @@ def _tiles(record: RunRecord) -> Markup | None:
 def _findings(record: RunRecord, states: States) -> Markup:
     grouped = families(record.findings)
     if not grouped:
-        return _sound(record)
+        return join(_sound(record), _unmatched(record))
     cards = [_card(family, number, states) for number, family in enumerate(grouped)]
-    if all(family.root.severity is Severity.WARN for family in grouped):
-        return join(_sound(record), el("div", *cards, style="margin-top:12px"))
-    return join(*cards)
+    if verdict_of(family.root for family in grouped) is Verdict.PASS:
+        told = el("div", *cards, style="margin-top:12px")
+        return join(_sound(record), told, _unmatched(record))
+    return join(*cards, _unmatched(record))
+
+
+def _unmatched(record: RunRecord) -> Markup | None:
+    """Entries of the quarantine file that are out of date or hide nothing any more."""
+    idle = [entry for entry in record.quarantine if not entry.matched]
+    if not idle:
+        return None
+    return el(
+        "div",
+        el("h2", "Quarantine entries that matched nothing in this run"),
+        el(
+            "ul",
+            *(el("li", f"{entry}", _expired(entry), ": ", _issue(entry.url)) for entry in idle),
+        ),
+        cls="sound",
+    )
+
+
+def _expired(entry: QuarantineEntry) -> str:
+    return f", expired on {entry.expires}" if entry.expired else ""
+
+
+def _issue(url: str) -> Markup:
+    return el("a", url, href=url)
 
 
 def _sound(record: RunRecord) -> Markup:
@@ -187,7 +219,7 @@ def _sound(record: RunRecord) -> Markup:
 
 def _card(family: Family, number: int, states: States) -> Markup:
     finding = family.root
-    minor = finding.severity is Severity.WARN or number >= _FULL_CARDS
+    minor = finding.severity is Severity.WARN or number >= _FULL_CARDS or finding.quarantined
     facts: list[Markup] = []
     for name, value, cls in (
         ("expected", finding.expected, None),
@@ -196,11 +228,13 @@ def _card(family: Family, number: int, states: States) -> Markup:
     ):
         if value:
             facts += [el("dt", name), el("dd", value, cls=cls)]
+    if finding.known is not None:
+        facts += [el("dt", "known"), el("dd", _known(finding.known))]
     return el(
         "article",
         el(
             "div",
-            el("span", finding.severity.value.upper(), cls="sev"),
+            el("span", _severity(finding), cls="sev"),
             el("code", finding.id),
             el("span", finding.layer.label),
             cls="id",
@@ -211,8 +245,17 @@ def _card(family: Family, number: int, states: States) -> Markup:
         _evidence(finding, first=number == 0),
         _consequences(family),
         id=states.anchor(finding),
-        cls=f"finding {finding.severity.value}" + (" minor" if minor else ""),
+        cls=f"finding {state_of_finding(finding).value}" + (" minor" if minor else ""),
     )
+
+
+def _severity(finding: Finding) -> str:
+    severity = finding.severity.value.upper()
+    return f"QUARANTINED {severity}" if finding.quarantined else severity
+
+
+def _known(known: KnownIssue) -> Markup:
+    return join(f"{known.state}: {known.reason}: ", _issue(known.url))
 
 
 def _evidence(finding: Finding, *, first: bool) -> Markup | None:

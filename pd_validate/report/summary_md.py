@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from pd_validate.findings import Verdict
+from pd_validate.findings import Finding, Verdict
 from pd_validate.report.families import Family, families
 from pd_validate.report.record import Outcome, RunRecord, differing_hosts
 from pd_validate.report.summary_html import headline
@@ -21,6 +21,7 @@ def summary_md(record: RunRecord) -> str:
         f"## {record.verdict.value.upper()}: {_plain(headline(record))}",
         _facts(record),
         *_findings(record),
+        _unmatched(record),
         _environment(record),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -58,18 +59,36 @@ def _findings(record: RunRecord) -> list[str]:
 def _finding(family: Family) -> str:
     finding = family.root
     lines = [
-        f"**{finding.severity.value.upper()} `{finding.id}`** at **{_plain(str(finding.where))}** "
+        f"**{_severity(finding)} `{finding.id}`** at **{_plain(str(finding.where))}** "
         f"({finding.layer.label})"
     ]
     for name, text in (("expected", finding.expected), ("got", finding.got)):
         if text:
             lines.append(f"- {name}: {_plain(text)}")
     lines.append(f"- next step: {_plain(finding.advice)}")
+    if finding.known is not None:
+        lines.append(
+            f"- {finding.known.state}: {_plain(finding.known.reason)}: {finding.known.url}"
+        )
     if family.consequences:
         ids = Counter(consequence.id for consequence in family.consequences)
         listed = ", ".join(f"`{name}` × {number}" for name, number in ids.items())
         lines.append(f"- explains: {listed}")
     return "\n".join(lines)
+
+
+def _severity(finding: Finding) -> str:
+    severity = finding.severity.value.upper()
+    return f"QUARANTINED {severity}" if finding.quarantined else severity
+
+
+def _unmatched(record: RunRecord) -> str:
+    lines = [
+        f"- {_plain(str(entry))}: {entry.url}" for entry in record.quarantine if not entry.matched
+    ]
+    if not lines:
+        return ""
+    return "\n".join(["Quarantine entries that matched nothing in this run:", *lines])
 
 
 def _environment(record: RunRecord) -> str:

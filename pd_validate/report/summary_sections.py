@@ -218,11 +218,12 @@ def _usage(record: RunRecord) -> Markup:
 _OUTCOME_ORDER = (
     Outcome.FAILED,
     Outcome.BROKEN,
+    Outcome.QUARANTINED,
     Outcome.BLOCKED,
     Outcome.SKIPPED,
     Outcome.PASSED,
 )
-_SHOWN = (Outcome.FAILED, Outcome.BROKEN)  # the others are folded
+_SHOWN = (Outcome.FAILED, Outcome.BROKEN, Outcome.QUARANTINED)  # the others are folded
 
 
 def _tests(record: RunRecord, states: States) -> Markup:

@@ -202,6 +202,7 @@ def print_summary(
         _print_heading(console, "Findings, lowest layer first")
         for number, family in enumerate(families(record.findings), start=1):
             _print_family(console, number, family)
+    _print_unmatched(console, record)
     _print_leftovers(console, record)
     _print_verdict(console, record, report)
 
@@ -242,6 +243,10 @@ def _ordered_checks(record: RunRecord) -> list[str]:
 
 def _check_cell(record: RunRecord, check_id: str, host: str | None) -> Text:
     results = [c for c in record.checks if c.id == check_id and _host_of(c.where, record) == host]
+    if any(result.quarantined for result in results):
+        counted = worst(result.verdict for result in results if not result.quarantined)
+        if counted in (None, Verdict.PASS):
+            return Text("known", style="cyan")
     verdict = worst(result.verdict for result in results)
     if verdict is None:
         return Text("-", style="dim")
@@ -287,7 +292,7 @@ def _print_family(console: Console, number: int, family: Family) -> None:
     finding = family.root
     console.print(
         Text.assemble(
-            (f"{number:>2}. {finding.severity.value.upper()} ", _SEVERITY_STYLE[finding.severity]),
+            (f"{number:>2}. {_severity(finding)} ", _style(finding)),
             (finding.id, "bold"),
             f" at {finding.where}",
             (f"  [{finding.layer.label}]", "dim"),
@@ -297,6 +302,7 @@ def _print_family(console: Console, number: int, family: Family) -> None:
         ("expected", finding.expected),
         ("got", finding.got),
         ("next", finding.advice),
+        ("known", str(finding.known or "")),
     ):
         if text:
             _print_indented(console, text, name=name)
@@ -306,6 +312,24 @@ def _print_family(console: Console, number: int, family: Family) -> None:
     if len(family.consequences) > len(shown):
         rest = len(family.consequences) - len(shown)
         _print_indented(console, f"{rest} more findings", name="explains")
+
+
+def _severity(finding: Finding) -> str:
+    severity = finding.severity.value.upper()
+    return f"QUARANTINED {severity}" if finding.quarantined else severity
+
+
+def _style(finding: Finding) -> str:
+    return "cyan" if finding.quarantined else _SEVERITY_STYLE[finding.severity]
+
+
+def _print_unmatched(console: Console, record: RunRecord) -> None:
+    idle = [entry for entry in record.quarantine if not entry.matched]
+    if not idle:
+        return
+    _print_heading(console, "Quarantine entries that matched nothing")
+    for entry in idle:
+        _print_indented(console, f"{entry}: {entry.url}")
 
 
 def _one_line(finding: Finding) -> str:
@@ -344,8 +368,10 @@ def _print_verdict(console: Console, record: RunRecord, report: Path | None) -> 
     counts = [
         f"{number} {severity.value}"
         for severity in Severity
-        if (number := sum(root.severity is severity for root in roots))
+        if (number := sum(r.severity is severity and not r.quarantined for r in roots))
     ]
+    if known := sum(root.quarantined for root in roots):
+        counts.append(f"{known} quarantined")
     parts = [f"cluster {record.cluster}", ", ".join(counts) or "no findings"]
     if record.seconds is not None:
         parts.append(f"{record.seconds:.1f} s")

@@ -177,6 +177,8 @@ def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
 
 def _inside(kind: Any, key: str | int) -> list[Any]:
     """The models and mappings that `key` of a `kind` may be."""
+    if isinstance(key, int):
+        return [kind]  # an item of a list of them
     if not _is_model(kind):
         return _parts(typing.get_args(kind)[1])  # a mapping: the type of its values
     field = kind.model_fields.get(str(key))

@@ -32,6 +32,8 @@ def _note(step: LayerState) -> str:
         return "fail"
     if step.state is State.UNKNOWN:
         return "unknown"
+    if step.state is State.QUARANTINED:
+        return "quarantined"
     if step.state is State.NONE:
         return "not checked"
     if step.state is State.AFFECTED and step.done == 0:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pd_validate.findings import Verdict, Where
+from pd_validate.findings import Where
 from pd_validate.report.markup import Markup, el, join
 from pd_validate.report.pictures.draw import svg, text, with_title
-from pd_validate.report.record import HostNode, Npu, RunRecord, worst
-from pd_validate.report.states import State, States, state_of_verdict
+from pd_validate.report.record import HostNode, Npu, RunRecord
+from pd_validate.report.states import State, States, state_of_check, worst_state
 
 _LABELS = 200  # width of the check names
 _HOST_GAP = 14
 _HEAD = 44
-_MARKS = {State.FAIL: "✕", State.UNKNOWN: "?", State.WARN: "!"}
+_MARKS = {State.FAIL: "✕", State.UNKNOWN: "?", State.WARN: "!", State.QUARANTINED: "✕"}
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ _Place = tuple[str | None, int | None]
 
 def matrix(record: RunRecord, states: States) -> Markup:
     """All check results; several of one check at one place are merged, the worst counts."""
-    verdicts: dict[tuple[str, _Place], Verdict] = {}
+    cells: dict[tuple[str, _Place], State] = {}
     for check in record.checks:
         key = (check.id, _place(check.where, states))
-        verdicts[key] = worst([check.verdict, *filter(None, [verdicts.get(key)])]) or check.verdict
-    places = [place for _, place in verdicts]
+        cells[key] = worst_state([state_of_check(check), cells.get(key, State.NONE)])
+    places = [place for _, place in cells]
     hosts = _hosts(record, places)
     npus = sum(len(host.devices) for host in hosts)
     scale = _LARGE if npus <= _LARGE.npus_per_block else _SMALL
     return join(
         *(
-            _Block(record, states, verdicts, part, scale).draw()
+            _Block(record, states, cells, part, scale).draw()
             for part in _blocks(hosts, scale.npus_per_block)
         )
     )
@@ -88,7 +88,7 @@ def _blocks(hosts: Sequence[HostNode], most: int) -> list[list[HostNode]]:
 class _Block:
     record: RunRecord
     states: States
-    verdicts: dict[tuple[str, _Place], Verdict]
+    cells: dict[tuple[str, _Place], State]
     hosts: Sequence[HostNode]
     scale: _Scale
 
@@ -143,21 +143,21 @@ class _Block:
 
     def _row(self, check_id: str, y: float, left: Sequence[float], width: float) -> Markup:
         shapes = [text(0, y + self.scale.cell / 2 + 4.5, check_id, cls="check-name")]
-        cluster = self.verdicts.get((check_id, (None, None)))
+        cluster = self.cells.get((check_id, (None, None)))
         if cluster is not None:
             shapes.append(
                 self._cell(_LABELS, y, width - _LABELS, cluster, f"{check_id}, cluster", None)
             )
         for host, x in zip(self.hosts, left, strict=True):
             span = max(2, len(host.devices)) * self.scale.step - (self.scale.step - self.scale.cell)
-            whole = self.verdicts.get((check_id, (host.name, None)))
+            whole = self.cells.get((check_id, (host.name, None)))
             if whole is not None:
                 title = f"{check_id}, {host.name}"
                 anchor = self.states.anchor_at_host(host.name)
                 shapes.append(self._cell(x, y, span, whole, title, anchor))
             for index, device in enumerate(host.devices):
-                verdict = self.verdicts.get((check_id, (host.name, device)))
-                if verdict is None:
+                state = self.cells.get((check_id, (host.name, device)))
+                if state is None:
                     continue
                 npu = Npu(host=host.name, device=device)
                 shapes.append(
@@ -165,7 +165,7 @@ class _Block:
                         x + index * self.scale.step,
                         y,
                         self.scale.cell,
-                        verdict,
+                        state,
                         f"{check_id}, {npu}",
                         self.states.anchor_at_npu(npu),
                     )
@@ -173,9 +173,8 @@ class _Block:
         return join(*shapes)
 
     def _cell(
-        self, x: float, y: float, width: float, verdict: Verdict, what: str, anchor: str | None
+        self, x: float, y: float, width: float, state: State, what: str, anchor: str | None
     ) -> Markup:
-        state = state_of_verdict(verdict)
         mark = _MARKS.get(state)
         shapes = [el("rect", x=x, y=y, width=width, height=self.scale.cell, rx=3, cls="fill")]
         if mark:

@@ -31,13 +31,14 @@ ALLOWED = {
     # What is wrong.
     "checks": {"spec", "facts", "traffic", "ranktable", "hosts"},
     # Bring-up judges readiness with the checks' words.
+    "quarantine": {"spec", "checks"},
     "topology": {"spec", "hosts", "facts", "checks", "traffic", "ranktable"},
     # Knows its own record only; `recording` fills it.
     "report": {"spec", "checks", "facts"},
-    "recording": {"checks", "facts", "report", "topology", "traffic"},
+    "recording": {"checks", "facts", "quarantine", "report", "topology", "traffic"},
     "session": {
         *("spec", "hosts", "facts", "checks", "traffic", "ranktable", "topology", "report"),
-        "recording",
+        *("recording", "quarantine"),
     },
     # Looks at hosts and cleans them without a run.
     "maintenance": {"spec", "hosts"},
@@ -45,7 +46,10 @@ ALLOWED = {
     "doctor": {"spec", "hosts"},
     "options": set[str](),
     "dry_run": {"spec"},
-    "run": {"spec", "checks", "traffic", "topology", "report", "options", "session"},
+    "run": {
+        *("spec", "checks", "traffic", "topology", "report", "options", "session"),
+        *("recording", "quarantine"),
+    },
 }
 # Nothing below knows who drives it; of the two, only the plugin may start a twin.
 DRIVERS = {"plugin", "cli"}
