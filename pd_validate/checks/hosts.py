@@ -9,7 +9,6 @@ from pd_validate.checks.view import View, listed
 from pd_validate.facts.hosts import HostFacts
 from pd_validate.facts.reading import Reason
 from pd_validate.findings import Finding, Severity, Where
-from pd_validate.spec.ports import side_channel_base
 
 SKEW = 2.0  # seconds, from which a log of one host cannot be laid beside another's
 WRONG_CLOCK = 60.0  # seconds, from which certificates and leases are concerned
@@ -146,35 +145,21 @@ def _exempt(address: str, no_proxy: str) -> bool:
 
 
 def check_ports(view: View) -> Iterator[Finding]:
-    """Ports that we will listen on.
-
-    A side channel's base that no rank uses is only a warning: whoever listens there may be
-    another instance that counts its ranks' ports from it.
-    """
+    """Ports that we will listen on, or may: the whole block of each side channel."""
     for host in view.hosts:
-        bases = _unused_bases(view, host.host)
         for port in host.ports:
-            severity = Severity.WARN if port.port in bases else Severity.FAIL
-            where = Where(host=host.host, port=port.port)
             if port.free is False:
                 yield Finding(
                     id="host.port-taken",
-                    severity=severity,
-                    where=where,
+                    where=Where(host=host.host, port=port.port),
                     expected=f"{port.address}:{port.port} free",
                     got=f"in use by {port.holder or 'a process that we may not see'}",
                 )
-            elif port.free is None and severity is Severity.FAIL:
+            elif port.free is None:
                 yield Finding(
                     id="host.port-taken",
                     severity=Severity.UNKNOWN,
-                    where=where,
+                    where=Where(host=host.host, port=port.port),
                     expected=f"{port.address}:{port.port} free",
                     got=f"could not be tried: {port.error}",
                 )
-
-
-def _unused_bases(view: View, host: str) -> set[int]:
-    launches = {n: p for n, p in view.plan.instances.items() if p.host == host}
-    used = {number for launch in launches.values() for number in launch.side_channel_ports}
-    return {side_channel_base(view.cluster, name) for name in launches} - used

@@ -30,8 +30,8 @@ from pd_validate.facts.reading import Output, Reading, Reason, failed, measured,
 from pd_validate.hosts.api import Commands
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.spec.models import Cluster
-from pd_validate.spec.plan import RPC_IP, InstanceLaunch, LaunchPlan, Process
-from pd_validate.spec.ports import HCCL_BASE_PORT, side_channel_base
+from pd_validate.spec.plan import RPC_IP, RPC_PORT, InstanceLaunch, LaunchPlan, Process
+from pd_validate.spec.ports import HCCL_BASE_PORT, side_channel_base, side_channel_block
 from pd_validate.spec.profiles import devices_of, profile_of
 
 T = TypeVar("T")
@@ -395,7 +395,7 @@ def _probe(cluster: Cluster, plan: LaunchPlan, host: str) -> dict[str, Any]:
 
 
 def _ports(cluster: Cluster, processes: Iterable[Process]) -> list[tuple[str, int]]:
-    """(address, port) that the processes of a host will listen on, and side channels' bases."""
+    """(address, port) that the processes of a host will listen on, or may, by their versions."""
     ports = []
     for process in processes:
         address = _option(process.argv, "--host") or "0.0.0.0"
@@ -404,13 +404,26 @@ def _ports(cluster: Cluster, processes: Iterable[Process]) -> list[tuple[str, in
             ports.append((address, port))
         if isinstance(process, InstanceLaunch):
             side = process.env.get(RPC_IP, "0.0.0.0")
-            ports += [(side, number) for number in process.side_channel_ports]
-            ports.append((side, side_channel_base(cluster, process.name)))
-            # HCCL fails late if somebody has its ports: EJ0003, EI0019, "port[60000]".
-            stated = process.env.get("HCCL_IF_BASE_PORT", "")
-            base = int(stated) if stated.isdigit() and int(stated) < 65536 else HCCL_BASE_PORT
-            ports += [(process.address, HCCL_DEVICE_PORT), (process.address, base)]
+            engine = cluster.engine_of(process.name)
+            block = side_channel_block(
+                _stated_port(process, RPC_PORT) or side_channel_base(cluster, process.name),
+                tensor_parallel=engine.tensor_parallel,
+                data_parallel=engine.data_parallel,
+            )
+            ports += [(side, number) for number in block if number < 65536]
+            # HCCL fails late if somebody has its ports: EJ0003, EI0019, "port[60000]". On the
+            # host a rank takes the base port + the physical id of its device (HCCL's source).
+            base = _stated_port(process, "HCCL_IF_BASE_PORT") or HCCL_BASE_PORT
+            ports.append((process.address, HCCL_DEVICE_PORT))
+            hccl = [base + device for device in (0, *process.devices)]
+            ports += [(process.address, number) for number in hccl if number < 65536]
     return list(dict.fromkeys(ports))
+
+
+def _stated_port(process: Process, name: str) -> int | None:
+    """A port from a variable of the process; what is none is another check's (env.range)."""
+    stated = process.env.get(name, "")
+    return int(stated) if stated.isdigit() and 0 < int(stated) < 65536 else None
 
 
 def _option(argv: Sequence[str], name: str) -> str | None:

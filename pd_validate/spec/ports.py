@@ -58,6 +58,15 @@ def side_channel_ports(base: int, *, tensor_parallel: int, data_parallel: int) -
     return range(base + tensor_parallel, base + 2 * tensor_parallel)
 
 
+def side_channel_block(base: int, *, tensor_parallel: int, data_parallel: int) -> range:
+    """All ports that an instance's ranks may take, counted from its base.
+
+    Without data parallelism it depends on the versions which half is taken: a connector that
+    knows a local data-parallel rank (0) starts at the base itself. So both must be free.
+    """
+    return range(base, base + max(2, data_parallel) * tensor_parallel)
+
+
 def side_channel_base(cluster: Cluster, instance: str) -> int:
     """Base of the instance's side-channel ports (VLLM_ASCEND_LLMDD_RPC_PORT).
 
@@ -70,8 +79,11 @@ def side_channel_base(cluster: Cluster, instance: str) -> int:
             return base if spec.side_channel_port is None else spec.side_channel_port
         if spec.side_channel_port is None:
             engine = cluster.engine_of(name)
-            width = max(2, engine.data_parallel) * engine.tensor_parallel
-            base += width
+            base = side_channel_block(
+                base,
+                tensor_parallel=engine.tensor_parallel,
+                data_parallel=engine.data_parallel,
+            ).stop
     raise AssertionError(f"{instance} is not on its own host")
 
 

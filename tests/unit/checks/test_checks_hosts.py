@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from lab import NOW, Lab, card
 
+from pd_validate.facts.hosts import requests_of
+
 
 @pytest.mark.parametrize(
     "identifier",
@@ -120,15 +122,22 @@ def test_port_of_somebody_else() -> None:
     assert lab.lines(idle=False) == []
 
 
-def test_base_of_the_side_channel_that_no_rank_uses_warns() -> None:
-    """The connector's ranks listen on base + TP and above; another instance may use the base."""
+def _ports_asked(lab: Lab) -> set[int]:
+    return {port for _, port in requests_of(lab.cluster, lab.plan)["d1"].document["ports"]}
+
+
+def test_any_port_of_the_side_channel_s_block() -> None:
+    """Which half the ranks take depends on the connector's version; neither may be another's."""
     lab = Lab()
-    taken = {"address": "0.0.0.0", "port": 5557, "free": False}
-    lab.change("d1", ports=[taken, taken | {"port": 5559}])
-    assert lab.lines() == [
-        "fail host.port-taken at d1 port 5559",
-        "warn host.port-taken at d1 port 5557",
-    ]
+    asked = _ports_asked(lab)
+    assert {5557, 5558, 5559, 5560} <= asked
+    lab.change("d1", ports=[{"address": "0.0.0.0", "port": 5557, "free": False}])
+    assert lab.lines() == ["fail host.port-taken at d1 port 5557"]
+
+
+def test_hccl_s_host_port_of_each_device_is_tried() -> None:
+    asked = _ports_asked(Lab())
+    assert {16666, 60000, 60006, 60007} <= asked
 
 
 def test_port_that_cannot_be_tried_is_unknown() -> None:
