@@ -35,6 +35,7 @@ _DEVICE_REASONS = {
     Reason.NOT_READY: "device.not-ready",
     Reason.TIMEOUT: "device.not-ready",
 }
+_SHARED = ("tool.busy", "tool.failed", "device.not-ready")  # of a host, if all its devices have it
 _ONLY_UNMEASURED = ("tool.busy", "tool.failed", "tool.permission")  # neither well nor at fault
 
 
@@ -51,8 +52,7 @@ def check_tools(view: View) -> Iterator[Finding]:
         if unread:
             where = Where(host=host.host)
             yield _tool_finding("tool.failed", Severity.UNKNOWN, where, unread)
-        for device in host.devices.values():
-            yield from _device_tools(view, host, device, whole)
+        yield from _device_tools(view, host, whole)
         yield from _out_of_time(host)
 
 
@@ -88,10 +88,27 @@ def _if_whole_host(host: HostFacts, reason: Reason) -> list[Reading[Any]]:
     return [*smi, *(reading for readings in by_device for reading in readings)]
 
 
-def _device_tools(
-    view: View, host: HostFacts, device: DeviceFacts, whole: set[Reason]
-) -> Iterator[Finding]:
-    """`whole`: reasons that were already said of the host."""
+def _device_tools(view: View, host: HostFacts, whole: set[Reason]) -> Iterator[Finding]:
+    """`whole`: reasons that were already said of the host. What all devices share is one fault."""
+    unread = {device.device: _unread(device, whole) for device in host.devices.values()}
+    shared = [
+        identifier
+        for identifier in _SHARED
+        if len(unread) > 1 and all(identifier in by_id for by_id in unread.values())
+    ]
+    for identifier in shared:
+        readings = [reading for by_id in unread.values() for reading in by_id.pop(identifier)]
+        severity = _severity(identifier, view, host, *unread)
+        yield _tool_finding(identifier, severity, Where(host=host.host), readings)
+    for number, by_id in unread.items():
+        for identifier, readings in by_id.items():
+            severity = _severity(identifier, view, host, number)
+            where = Where(host=host.host, device=number)
+            yield _tool_finding(identifier, severity, where, readings)
+
+
+def _unread(device: DeviceFacts, whole: set[Reason]) -> dict[str, list[Reading[Any]]]:
+    """The device's readings without a value, by the finding that says why."""
     by_id: dict[str, list[Reading[Any]]] = {}
     for reading in device.readings:
         if reading.reason is None or reading.reason in whole or _judged_elsewhere(device, reading):
@@ -103,12 +120,13 @@ def _device_tools(
             identifier = "tool.failed"  # every product and version must answer this one
         if identifier is not None:
             by_id.setdefault(identifier, []).append(reading)
-    for identifier, readings in by_id.items():
-        severity = view.severity(host.host, device.device)
-        if severity is Severity.FAIL and identifier in _ONLY_UNMEASURED:
-            severity = Severity.UNKNOWN
-        where = Where(host=host.host, device=device.device)
-        yield _tool_finding(identifier, severity, where, readings)
+    return by_id
+
+
+def _severity(identifier: str, view: View, host: HostFacts, *devices: int) -> Severity:
+    if not any(view.counts(host.host, device) for device in devices):
+        return Severity.WARN
+    return Severity.UNKNOWN if identifier in _ONLY_UNMEASURED else Severity.FAIL
 
 
 def _judged_elsewhere(device: DeviceFacts, reading: Reading[Any]) -> bool:

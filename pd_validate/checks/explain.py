@@ -76,7 +76,7 @@ RULES = (
     # Link.
     Rule("link.down", ("optics.absent", "optics.los"), same_device),
     Rule("link.flapping", ("link.down", "optics.*"), same_device),
-    Rule("link.no-neighbour", ("link.down", *_UNUSABLE), same_device),
+    Rule("link.no-neighbour", ("link.down", *_UNUSABLE, "tool.*"), same_device),
     # NPU network.
     Rule("health.*", ("link.down", "address.missing", "address.duplicate"), same_device),
     Rule("health.*", ("gateway.outside-subnet", "address.subnet"), same_device),

@@ -153,19 +153,17 @@ def _against_conf(
         return
     lines = _stated(conf, device.device)
     address = device.ip.value.first
-    if not lines:
-        if address is not None:
-            severity = view.severity(host.host, device.device)
-            yield Finding(
-                id="address.conf-missing",
-                severity=severity if view.in_container(host.host) else Severity.WARN,
-                where=Where(host=host.host, device=device.device, file="/etc/hccn.conf"),
-                expected=f"address_{device.device}={address.ip}",
-                got=f"no line for NPU {device.device}",
-                evidence=(device.ip.output.evidence, host.hccn_conf.output.evidence),
-            )
-        return
     actual = _actual(device)
+    if address is not None and not any(name in lines for name in _address_names(device.device)):
+        severity = view.severity(host.host, device.device)
+        yield Finding(
+            id="address.conf-missing",
+            severity=severity if view.in_container(host.host) else Severity.WARN,
+            where=Where(host=host.host, device=device.device, file="/etc/hccn.conf"),
+            expected=f"address_{device.device}={address.ip}",
+            got=f"no address for NPU {device.device}",
+            evidence=(device.ip.output.evidence, host.hccn_conf.output.evidence),
+        )
     wrong = [key for key in lines if key in actual and not _same(lines[key], actual[key])]
     if wrong:
         yield device_finding(
@@ -182,6 +180,10 @@ def _against_conf(
 
 _IPV4_KEYS = {"address": "address", "netmask": "netmask", "gateway": "gateway"}
 _IPV6_KEYS = {"IPv6address": "address", "IPv6netmask": "netmask", "IPv6gateway": "gateway"}
+
+
+def _address_names(device: int) -> tuple[str, str]:
+    return f"address_{device}", f"IPv6address_{device}"
 
 
 def _stated(conf: HccnConf, device: int) -> dict[str, str]:
@@ -278,7 +280,8 @@ def _unrouted_finding(view: View, culprit: Place, peers: list[Place]) -> Finding
     host, device = view.facts.hosts[culprit[0]], _device(view, culprit)
     peer = _device(view, peers[0])
     # Where the peers have a way out, the missing gateway is the fault, else the subnet is.
-    lacks = not _gateway_of(device) and bool(_gateway_of(peer))
+    none = device.gateway.value is not None and device.gateway.value.address is None
+    lacks = none and bool(_gateway_of(peer))
     own, other = _subnet(view, culprit), _subnet(view, peers[0])
     names = listed(f"{name} npu{number}" for name, number in peers)
     return device_finding(
@@ -332,7 +335,12 @@ def _device(view: View, place: Place) -> DeviceFacts:
 
 
 def _gateway_of(device: DeviceFacts) -> str | None:
-    return device.gateway.value.address if device.gateway.value else None
+    """The device's gateway, if it can be used: one outside the device's subnet cannot."""
+    gateway = device.gateway.value.address if device.gateway.value else None
+    own = device.ip.value.first if device.ip.value else None
+    if gateway is None or own is None or ip_address(gateway) not in own.network:
+        return None
+    return gateway
 
 
 def _other(pair: tuple[Place, Place], place: Place) -> Place:
@@ -491,6 +499,8 @@ def check_super_pod(view: View) -> Iterator[Finding]:
     """SDIDs unique in their super pod, and fitting host, card, die and vNIC address."""
     if not view.profile.super_pod:
         return
+    for host in view.hosts:
+        yield from _misplaced(view, host)
     first: dict[tuple[int, int], tuple[HostFacts, DeviceFacts]] = {}
     clashes: dict[tuple[str, str], list[DeviceFacts]] = {}
     for host, device in view.devices:
@@ -500,18 +510,6 @@ def check_super_pod(view: View) -> Iterator[Finding]:
         keeper_host, keeper = first.setdefault((spod.pod, spod.sdid), (host, device))
         if keeper is not device:
             clashes.setdefault((host.host, keeper_host.host), []).append(device)
-        problem = _sdid_problem(device)
-        if problem is not None:
-            yield device_finding(
-                "sdid.mismatch",
-                host,
-                device,
-                view.severity(host.host, device.device),
-                device.spod,
-                device.vnic,
-                expected=problem[0],
-                got=problem[1],
-            )
     for (name, keeper_name), devices in clashes.items():
         counted = any(view.counts(name, device.device) for device in devices)
         single = devices[0].device if len(devices) == 1 else None
@@ -524,6 +522,29 @@ def check_super_pod(view: View) -> Iterator[Finding]:
             f"SDID {devices[0].spod.value.sdid if devices[0].spod.value else '?'} "
             f"of NPU {devices[0].device}",
             evidence=(devices[0].spod.output.evidence,),
+        )
+
+
+def _misplaced(view: View, host: HostFacts) -> Iterator[Finding]:
+    """Ids that contradict each other; a host of which all do has one fault, not sixteen."""
+    inside = [d for d in host.devices.values() if d.spod.value is not None and d.spod.value.inside]
+    problems = {
+        device.device: problem
+        for device in inside
+        if (problem := _sdid_problem(device)) is not None
+    }
+    whole = len(problems) == len(inside) > 1
+    for group in [list(problems)] if whole else [[number] for number in problems]:
+        counted = any(view.counts(host.host, number) for number in group)
+        expected, got = problems[group[0]]
+        device = host.devices[group[0]]
+        yield Finding(
+            id="sdid.mismatch",
+            severity=Severity.FAIL if counted else Severity.WARN,
+            where=Where(host=host.host, device=None if whole else group[0]),
+            expected=expected,
+            got=f"{got}, and so on all its {len(group)} NPUs" if whole else got,
+            evidence=(device.spod.output.evidence, device.vnic.output.evidence),
         )
 
 

@@ -120,6 +120,14 @@ def _folded(
     identifier: str,
     failed: Callable[[PingResult], bool],
 ) -> Iterator[Finding]:
+    for group, covered in _places(results, failed):
+        yield _finding(view, identifier, group, covered)
+
+
+def _places(
+    results: Iterable[PingResult], failed: Callable[[PingResult], bool]
+) -> Iterator[tuple[_Group, list[PingResult]]]:
+    """The widest places of which every ping failed, with their pings."""
     judged = [result for result in results if _judged(result)]
     bad = [result for result in judged if failed(result)]
     if not bad:
@@ -139,7 +147,7 @@ def _folded(
         group, covered = _widest(candidates, left)
         for result in covered:
             del left[id(result)]
-        yield _finding(view, identifier, group, covered)
+        yield group, covered
 
 
 def _groups(result: PingResult) -> Iterator[_Group]:
@@ -252,24 +260,29 @@ def _planes(results: Iterable[PingResult]) -> Iterator[Finding]:
 
 def _slow(results: Iterable[PingResult]) -> Iterator[Finding]:
     """Outliers against the matrix: a path that is slow alone, not a fabric that is slow."""
-    times = {
-        index: (result, steady)
-        for index, result in enumerate(results)
-        if result.reading.value is not None
-        and (steady := result.reading.value.steady_milliseconds) is not None
-    }
-    if not times:
+    timed = [result for result in results if _milliseconds(result) is not None]
+    if not timed:
         return
-    middle = median(steady for _, steady in times.values())
-    for result, steady in times.values():
+    middle = median(_milliseconds(result) or 0.0 for result in timed)
+
+    def slow(result: PingResult) -> bool:
         limit = max(SLOW_HCCS if result.task.hccs else SLOW, SLOW_FACTOR * middle)
-        if steady <= limit:
-            continue
+        return (_milliseconds(result) or 0.0) > limit
+
+    for group, covered in _places(timed, slow):
+        times = sorted(_milliseconds(result) or 0.0 for result in covered)
+        many = f" and up to {times[-1]:.3f} ms, {len(times)} pings" if len(times) > 1 else ""
         yield Finding(
             id="ping.slow",
             severity=Severity.WARN,
-            where=_pair_where(result),
+            where=group.where,
             expected=f"about {middle:.3f} ms, as between most NPUs",
-            got=f"{steady:.3f} ms",
-            evidence=(result.reading.output.evidence,),
+            got=f"{times[0]:.3f} ms{many}",
+            evidence=tuple(result.reading.output.evidence for result in covered[:_SHOWN]),
         )
+
+
+def _milliseconds(result: PingResult) -> float | None:
+    """The time that a ping takes once the path is known; None if it did not come back."""
+    ping = result.reading.value
+    return None if ping is None else ping.steady_milliseconds

@@ -87,24 +87,29 @@ class Runner:
 
     A device that does not answer one command in time is not asked further ones, and one
     that stays busy through all retries gets one attempt per further command; otherwise a
-    single sick device would cost its time limit for every query there is.
+    single sick device would cost its time limit for every query there is. All waits for
+    busy devices together end with the host's patience.
     """
 
     def __init__(self, options: Json) -> None:
         self.timeout = float(options["timeout"])  # seconds, of one command
         self.budget = float(options["budget"])  # seconds, of all of them
         self.retries = int(options["retries"])
+        self.patience = float(options["patience"])  # seconds, for busy devices, of the host
         self.stop_texts = options["stop_texts"]  # the device is gone or not up: ask no more
         self.prefix = options["prefix"]  # before the vendor's tools: sudo -n, or nothing
         self.started = time.monotonic()
         self.silent: dict[int, str] = {}  # device -> the command that it did not answer
         self.stayed_busy: set[int] = set()
+        self.refusing: set[int] = set()  # devices that failed where a busy one says so
         self.as_root: bool | None = None  # None: not asked yet
         self.settings = ""  # hccn.conf, for commands that depend on a key of it
         self.chips: dict[int, list[str]] = {}  # physical id -> card and chip for npu-smi
 
     def run(self, spec: Json, skip: str = "") -> Json:
-        """`spec`: argv, and optionally shown, env, timeout, device, retry_texts, needs_key, keep.
+        """`spec`: argv, and optionally shown, env, timeout, device, needs_key, keep, and texts:
+        `retry_texts` of a busy device; `maybe_busy_texts` of one that is busy or refuses, which
+        it does if an earlier answer had one of the `refusal_texts` of its command.
 
         `skip`: why it shall not be run.
         """
@@ -123,17 +128,23 @@ class Runner:
         while True:
             result = execute(argv, spec.get("timeout", self.timeout), spec.get("env"))
             text = result["stdout"] + result["stderr"]
-            again = any(busy in text for busy in spec.get("retry_texts", ()))
-            if not again or attempt > retries or self.left() < pause:
+            busy_texts = list(spec.get("retry_texts", ()))
+            if device not in self.refusing:
+                busy_texts += spec.get("maybe_busy_texts", ())
+            again = any(busy in text for busy in busy_texts)
+            if not again or attempt > retries or min(self.left(), self.patience) < pause:
                 break
             time.sleep(pause)
+            self.patience -= pause
             pause *= 2
             attempt += 1
         result["command"] = shown
         result["attempts"] = attempt
         if device is not None:
-            if again and attempt > 1:
+            if again:
                 self.stayed_busy.add(device)
+            if any(refusal in text for refusal in spec.get("refusal_texts", ())):
+                self.refusing.add(device)
             if result["timed_out"] or any(stop in text for stop in self.stop_texts):
                 self.silent[device] = shown
         if spec.get("keep") == "settings":

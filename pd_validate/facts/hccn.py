@@ -31,10 +31,11 @@ BUSY_TEXTS = (
 # -net_health, -vnic, the address part of -ip and -gateway -inet6 say only this when the device
 # is busy, so for them it is worth asking again, too.
 FAILED_TEXTS = ("Command execute failed!", "Cmd execute failed!")
+PERMISSION_TEXT = "permission denied: pls check"
 
 _REFUSALS: tuple[tuple[str, Reason], ...] = (
     *((text, Reason.BUSY) for text in BUSY_TEXTS),
-    ("permission denied: pls check", Reason.PERMISSION),
+    (PERMISSION_TEXT, Reason.PERMISSION),
     ("The hccn.conf can't access", Reason.PERMISSION),
     ("Get invalid device id.", Reason.NO_DEVICE),
     ("The device is not exist!", Reason.NO_DEVICE),

@@ -42,6 +42,7 @@ MODULES = ("llm_datadist",)
 HCCL_DEVICE_PORT = 16666  # where HCCL listens for other ranks
 SECONDS_PER_COMMAND = 2.0  # of a host's budget
 BUSY_RETRIES = 5  # with pauses of 0.5, 1, 2, 4, 8 s
+BUSY_PATIENCE = 35.0  # seconds a host's busy devices may cost: two that stay busy, and some more
 
 _ENVIRONMENT = (
     *("ASCEND_", "GLOO_", "HCCL_", "LCCL_", "OMP_", "VLLM_", "PYTORCH_NPU_"),
@@ -258,6 +259,7 @@ def tool_options(cluster: Cluster, host: str, budget: float) -> dict[str, Any]:
         "timeout": cluster.timeouts.tool,
         "budget": budget,
         "retries": BUSY_RETRIES,
+        "patience": BUSY_PATIENCE,
         "stop_texts": list(_STOP_TEXTS),
         "prefix": ["sudo", "-n"] if cluster.ssh_of(host).sudo else [],
     }
@@ -309,19 +311,21 @@ _HCCN_QUERIES = (
 )
 _VNICS_ALONE = ip_network("192.168.0.0/16")
 _NO_IPV4 = "no ip was preset"
-# These do not say that the device is busy: they only fail then.
+# These do not say that the device is busy: they only fail then. -link, asked first, does say it,
+# so a device that fails there is no busy one.
 _BUSY_MEANS_FAILED = ("ip", "net_health", "vnic")
 
 
 def _hccn_command(device: int, query: str) -> dict[str, Any]:
-    texts = list(hccn.BUSY_TEXTS)
-    if query in _BUSY_MEANS_FAILED:
-        texts += hccn.FAILED_TEXTS
     command: dict[str, Any] = {
         "argv": ["hccn_tool", "-i", str(device), *f"-{query}".split(), "-g"],
         "device": device,
-        "retry_texts": texts,
+        "retry_texts": list(hccn.BUSY_TEXTS),
     }
+    if query in _BUSY_MEANS_FAILED:
+        command["maybe_busy_texts"] = list(hccn.FAILED_TEXTS)
+    if query == "link":
+        command["refusal_texts"] = [*hccn.FAILED_TEXTS, hccn.PERMISSION_TEXT]
     if query == "tls":
         command["needs_key"] = f"tls_enable_{device}"
     return command

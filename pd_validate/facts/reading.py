@@ -139,11 +139,12 @@ def refusal(output: Output, table: Iterable[tuple[str, Reason]]) -> Reading[Any]
 
 # What the shell, sudo and the loader say instead of the tool.
 _SHELL: tuple[tuple[str, Reason], ...] = (
+    ("error while loading shared libraries", Reason.DRIVER),  # ends in "No such file …", too
     ("command not found", Reason.MISSING),
+    ("Exec format error", Reason.MISSING),
     ("No such file or directory", Reason.MISSING),
     (": not found", Reason.MISSING),
     ("a password is required", Reason.PERMISSION),
     ("a terminal is required", Reason.PERMISSION),
     ("Permission denied", Reason.PERMISSION),
-    ("error while loading shared libraries", Reason.DRIVER),
 )

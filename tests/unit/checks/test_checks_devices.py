@@ -196,3 +196,14 @@ def test_memory_in_use_is_well_where_no_instance_runs_or_ours_do() -> None:
     assert lab.lines() == []
     occupied(lab, "d1", 6, 60156)
     assert lab.lines(idle=False) == []
+
+
+def test_a_host_whose_devices_are_all_busy_is_one_finding() -> None:
+    lab = Lab()
+    for command in (
+        f"hccn_tool -i {device} -{query} -g"
+        for device in range(8)
+        for query in ("link", "ip", "gateway", "mtu")
+    ):
+        lab.answer("d2", command, *BUSY)
+    assert lab.lines() == ["unknown tool.busy at d2"]

@@ -343,3 +343,32 @@ def test_vnic_of_another_server_index_fails() -> None:
         "vnic link status: UP\nvnic ipaddr: 192.9.2.193\nvnic netmask: 255.0.0.0\n",
     )
     assert lab.lines() == ["fail sdid.mismatch at d1 npu6"]
+
+
+def test_address_line_missing_among_the_others_of_its_npu() -> None:
+    """The KV transport looks for exactly that line first."""
+    lab = Lab()
+    conf = "".join(
+        f"address_{n}=10.20.2.{10 + n}\nnetmask_{n}=255.255.0.0\n" for n in range(8) if n != 6
+    )
+    lab.answer("d1", "cat /etc/hccn.conf", conf + "netmask_6=255.255.0.0\n")
+    assert lab.lines() == ["warn address.conf-missing at d1 npu6 /etc/hccn.conf"]
+
+
+def test_a_gateway_that_cannot_be_reached_routes_nothing() -> None:
+    """A wrong mask is one fault: the subnet; gateway and hccn.conf follow from it."""
+    lab = Lab()
+    lab.device("d1", 6, "ip", "ipaddr:10.20.2.16\nnetmask:255.255.255.0\n")
+    lab.device("d1", 6, "gateway", "default gateway:10.20.0.1, Iface:eth6\n")
+    assert [line for line in lab.lines() if " < " not in line] == ["fail address.subnet at d1 npu6"]
+
+
+def test_a_host_with_another_server_index_is_one_finding() -> None:
+    lab = Lab("A3")
+    for card in range(8):
+        for chip in range(2):
+            command = f"npu-smi info -t spod-info -i {card} -c {chip}"
+            sdid = 1 << 22 | card << 18 | chip << 16 | card * 2 + chip
+            text = f"SDID : {sdid}\nSuper Pod Size : 384\nSuper Pod ID : 0\nServer Index : 5\n"
+            lab.answer("d1", command, text)
+    assert lab.lines() == ["fail sdid.mismatch at d1"]

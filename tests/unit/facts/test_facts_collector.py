@@ -19,7 +19,8 @@ from pd_validate.facts import collector
 from pd_validate.facts.hosts import HostFailure, each_host, run_collector
 from pd_validate.hosts.api import Completed
 
-OPTIONS = {"timeout": 5, "budget": 60, "retries": 2, "stop_texts": ["not exist"], "prefix": []}
+OPTIONS = {"timeout": 5, "budget": 60, "retries": 2, "patience": 60}
+OPTIONS |= {"stop_texts": ["not exist"], "prefix": []}
 
 
 @pytest.fixture
@@ -73,6 +74,22 @@ def test_a_device_that_stays_busy_costs_its_retries_once(programs: Path) -> None
     command = {"argv": ["hccn_tool"], "retry_texts": ["busy"], "device": 0}
     first, second, other = run(command, command, {**command, "device": 1})
     assert (first["attempts"], second["attempts"], other["attempts"]) == (3, 1, 3)
+
+
+def test_a_device_that_refuses_is_not_taken_for_a_busy_one(programs: Path) -> None:
+    """Some queries only say "failed", busy or refused; -link, asked before, tells which."""
+    program(programs, "hccn_tool", "case $1 in link) echo denied;; *) echo failed;; esac")
+    link = {"argv": ["hccn_tool", "link"], "refusal_texts": ["denied"], "device": 0}
+    query = {"argv": ["hccn_tool", "ip"], "maybe_busy_texts": ["failed"], "device": 0}
+    _, refused, maybe = run(link, query, {**query, "device": 1})
+    assert (refused["attempts"], maybe["attempts"]) == (1, 3)
+
+
+def test_busy_devices_of_one_host_share_its_patience(programs: Path) -> None:
+    program(programs, "hccn_tool", "echo busy")
+    command = {"argv": ["hccn_tool"], "retry_texts": ["busy"]}
+    answers = run(*({**command, "device": number} for number in range(4)), patience=0.065)
+    assert [answer["attempts"] for answer in answers] == [3, 3, 1, 1]
 
 
 def test_a_device_that_hangs_is_not_asked_again_and_its_processes_are_gone(programs: Path) -> None:

@@ -87,11 +87,9 @@ def run(product: Product, directory: Path, spoil: Callable[[FabricState], None])
     assert len(device_addresses(intent, facts)) <= sum(map(len, DEVICES.values()))
     assert {(p.address, p.port) for p in facts.hosts["d1"].ports} == {
         ("0.0.0.0", 23710),  # the API, as vLLM binds it
-        ("127.0.0.2", 23711),  # the side channel's base
-        ("127.0.0.2", 23713),  # the side channel of both ranks
-        ("127.0.0.2", 23714),
-        ("127.0.0.2", 16666),  # HCCL
-        ("127.0.0.2", 60000),
+        *(("127.0.0.2", port) for port in range(23711, 23715)),  # the side channel's block
+        ("127.0.0.2", 16666),  # HCCL, on the device and on the host
+        *(("127.0.0.2", port) for port in (60000, 60006, 60007)),
     }
     for host in state.hosts:
         conf = directory / "state" / host / "etc/hccn.conf"

@@ -16,6 +16,7 @@ from pathlib import Path
 from pd_validate.hosts.api import Completed
 from pd_validate.spec.models import Cluster
 from twin.fabric import FabricState
+from twin.tools import launch
 
 _PROJECT = Path(__file__).parents[3]
 
@@ -51,10 +52,7 @@ def twin_commands(
 ) -> dict[str, TwinCommands]:
     """One per host of the cluster; `login` is added to every host's environment."""
     tools = directory / "bin"
-    tools.mkdir(exist_ok=True)
-    for command, module in (("hccn_tool", "hccn_tool"), ("npu-smi", "npu_smi")):
-        call = f"PYTHONPATH='{_PROJECT}' exec '{sys.executable}' -S -m twin.tools.{module}"
-        _program(tools / command, f'#!/bin/sh\n{call} "$@"\n')
+    launch.install(str(tools))
     for command in ("cat", "ls"):
         _program(tools / command, (_PROJECT / f"twin/wrappers/{command}.sh").read_text())
     state.write(directory / "state")
