@@ -245,7 +245,7 @@ def test_every_parser_reads_the_same(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": 1} x', '"\xff"', "{'a': 1}"])
 def test_what_is_not_json_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         loads(text.encode("latin-1"))
 
 
