@@ -6,7 +6,10 @@ empty body), 12097 (a prefiller's 400 becomes 500) and 6985 (a stream sent as JS
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pd_validate.findings import Finding, Where
+from pd_validate.traffic.benchmark import Benchmark, Workload
 from pd_validate.traffic.client import Answer
 
 
@@ -55,3 +58,36 @@ def check_event_stream(answer: Answer, where: Where) -> list[Finding]:
             )
         ]
     return []
+
+
+def check_same_texts(
+    alone: Mapping[str, str], through: Mapping[str, str], where: Where
+) -> list[Finding]:
+    """What a client read from an engine alone and through the proxy, by kind of request."""
+    return [
+        Finding(
+            id="parity.diverged",
+            where=where,
+            expected=f"{kind}: {text!r}, as from the engine alone",
+            got=repr(through.get(kind)),
+        )
+        for kind, text in alone.items()
+        if through.get(kind) != text
+    ]
+
+
+def check_benchmark(result: Benchmark, workload: Workload, where: Where) -> list[Finding]:
+    """Every request of a benchmark must be answered, with as many tokens as it asked for."""
+    errors = [error.strip().splitlines()[-1].strip() for error in result.errors if error.strip()]
+    expected = workload.requests * workload.output_tokens
+    if result.completed == workload.requests and result.total_output_tokens == expected:
+        return []
+    return [
+        Finding(
+            id="service.error",
+            where=where,
+            expected=f"{workload.requests} answers with {expected} tokens in all",
+            got=f"{result.completed} answers, {result.total_output_tokens} tokens"
+            + (f"; the first error: {errors[0][:200]}" if errors else ""),
+        )
+    ]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from pd_validate.checks.proxying import check_event_stream, check_same_status
+from pd_validate.checks.proxying import (
+    check_benchmark,
+    check_event_stream,
+    check_same_status,
+    check_same_texts,
+)
 from pd_validate.findings import Finding, Where
+from pd_validate.traffic.benchmark import Benchmark, Workload
 from pd_validate.traffic.client import Answer
 
 PROXY = Where(instance="proxy")
@@ -45,3 +51,45 @@ def test_a_stream_sent_as_json() -> None:
 def test_a_stream_without_its_end() -> None:
     found = check_event_stream(streamed("text/event-stream", done=False), PROXY)
     assert ids(found) == ["proxy.cut"]
+
+
+def test_the_same_texts_through_the_proxy() -> None:
+    assert check_same_texts({"chat": "hi"}, {"chat": "hi"}, PROXY) == []
+
+
+def test_another_text_through_the_proxy() -> None:
+    found = check_same_texts(
+        {"chat": "hi", "completion": "a"}, {"chat": "ho", "completion": "a"}, PROXY
+    )
+    assert ids(found) == ["parity.diverged"]
+    assert found[0].got == "'ho'"
+
+
+WORKLOAD = Workload(requests=4, concurrency=2, prompt_tokens=10, output_tokens=8)
+
+
+def benchmark(completed: int, tokens: int, *errors: str) -> Benchmark:
+    return Benchmark(
+        completed=completed,
+        total_output_tokens=tokens,
+        request_throughput=1.0,
+        median_ttft_ms=1.0,
+        median_tpot_ms=1.0,
+        errors=errors,
+    )
+
+
+def test_a_benchmark_in_which_all_is_answered() -> None:
+    assert check_benchmark(benchmark(4, 32, "", "", "", ""), WORKLOAD, PROXY) == []
+
+
+def test_a_benchmark_with_a_failed_request_says_its_error() -> None:
+    (found,) = check_benchmark(benchmark(3, 24, "", "Traceback:\n Bad Gateway"), WORKLOAD, PROXY)
+    assert (found.id, found.got) == (
+        "service.error",
+        "3 answers, 24 tokens; the first error: Bad Gateway",
+    )
+
+
+def test_a_benchmark_with_short_answers() -> None:
+    assert ids(check_benchmark(benchmark(4, 30), WORKLOAD, PROXY)) == ["service.error"]
