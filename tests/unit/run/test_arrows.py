@@ -27,7 +27,7 @@ ALLOWED = {
     # What is.
     "facts": {"spec", "hosts", "ranktable"},
     # What requests got.
-    "traffic": {"spec"},
+    "traffic": {"spec", "hosts"},
     # What is wrong.
     "checks": {"spec", "facts", "traffic", "ranktable", "hosts"},
     # Bring-up judges readiness with the checks' words.
