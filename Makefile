@@ -3,7 +3,7 @@ PYTEST := .venv/bin/pytest
 REPORT ?= pd-report
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 env:  ## make the environment in .venv (a second time: nothing to do)
 	@scripts/make-env.sh
@@ -31,6 +31,19 @@ scenarios-fast: env  ## the same for one scenario of each kind, without engines
 e2e: env  ## a short end-to-end run on the embedded cluster
 	$(PYTEST) --cluster twin -q --report $(REPORT)/e2e
 
+guide-env:  ## make a second environment in .venv-guide: vLLM 0.10.1.1 on CPU
+	@scripts/make-guide-env.sh
+
+GUIDE := PD_TWIN_PYTHON=$(CURDIR)/.venv-guide/bin/python
+
+test-guide-version: env guide-env  ## the connector on the guide's vLLM 0.10.1.1: contract, then live 1P1D
+	.venv-guide/bin/python -m pytest tests/unit/connector -q -p no:cacheprovider
+	$(GUIDE) $(PYTEST) --cluster twin:twin-guide-1p1d --audit full -q --report $(REPORT)/guide
+
+prove-kv: env  ## 200 requests, twice: every answer, every byte of KV, back to zero
+	$(PYTEST) --cluster twin --audit full tests/proofs/test_kv_requests.py -q --report $(REPORT)/kv
+	$(PYTEST) --cluster twin:twin-1p2d-prefix-cache --audit full tests/proofs/test_kv_requests.py -q --report $(REPORT)/kv-prefix
+
 test: lint unit scenarios-fast e2e  ## everything that must be green before a commit
 
-.PHONY: help env validate network lint unit scenarios scenarios-fast e2e test
+.PHONY: help env guide-env test-guide-version prove-kv validate network lint unit scenarios scenarios-fast e2e test

@@ -17,6 +17,7 @@ Records are documented in docs/connector.md.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import inspect
 import json
@@ -158,6 +159,7 @@ class AuditConnector(ForwardingConnector):  # type: ignore[misc]  # made above, 
         extra = (kv_cache_config,) if takes_cache else ()
         self._inner = inner_class(config, role, *extra)
         self._block_size = int(vllm_config.cache_config.block_size)
+        self._head_size = int(vllm_config.model_config.get_head_size())
         self._num_blocks = None if kv_cache_config is None else int(kv_cache_config.num_blocks)
         self._next = AuditMetadata(None)
         self._worker: AuditWorker | None = None
@@ -213,9 +215,8 @@ class AuditConnector(ForwardingConnector):  # type: ignore[misc]  # made above, 
     def register_kv_caches(self, kv_caches: Mapping[str, KVCache]) -> None:
         self._inner.register_kv_caches(kv_caches)
         if self._settings.level != "off":
-            found = planes(
-                caches.parts(kv_caches, self._num_blocks), self._block_size, measure_cpu_packing
-            )
+            packing = functools.partial(measure_cpu_packing, head_size=self._head_size)
+            found = planes(caches.parts(kv_caches, self._num_blocks), self._block_size, packing)
             self._worker = AuditWorker(self._settings, found, self._block_size, compat.tp_rank())
 
     def bind_connector_metadata(self, connector_metadata: AuditMetadata) -> None:

@@ -1,9 +1,12 @@
-"""Failed loads for vLLM 0.10.x, which has no way to be told of them.
+"""What vLLM 0.10.x lacks for a connector that never loses a request or a block.
 
-Later versions take the ids of blocks that did not load; 0.10.x would decode on whatever the
-blocks hold. Here a worker reports a failure as the end of a *send* with a name that marks
-it, which travels through vLLM unchanged; the scheduler's half takes it out again before
-vLLM looks, and the request is scheduled anew and prefilled here.
+Failed loads: later versions take the ids of blocks that did not load; 0.10.x would decode on
+whatever the blocks hold. Here a worker reports a failure as the end of a *send* with a name
+that marks it, which travels through vLLM unchanged; the scheduler's half takes it out again
+before vLLM looks, and the request is scheduled anew and prefilled here.
+
+Steps without requests: an engine of 0.10.x sleeps when no request runs, also while blocks
+wait for a decoder or a cancelled load: they would be freed when the next request comes.
 
 Used only where vLLM lacks the feature (connector.compat.REPORTS_LOAD_FAILURES).
 """
@@ -69,3 +72,32 @@ def recompute_failed_loads(take_failed: Callable[[], set[str]]) -> None:
             request.status = RequestStatus.WAITING
 
     Scheduler._update_from_kv_xfer_finished = update
+
+
+def step_while(connector: Any, busy: Callable[[], bool]) -> None:
+    """Have the engine's scheduler step as long as `busy`, and publish its gauges when that ends.
+
+    0.10.x publishes them with outputs of requests only, so they would show blocks as used that
+    were freed in a step without any. Changes vLLM's Scheduler class; `connector` tells which
+    scheduler is meant.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import EngineCoreOutputs
+
+    has_requests, update_from_output = Scheduler.has_requests, Scheduler.update_from_output
+
+    def is_busy(scheduler: Any) -> bool:
+        used = scheduler.connector
+        return connector in (used, getattr(used, "_inner", None)) and busy()
+
+    def has(self: Any) -> bool:
+        return bool(has_requests(self)) or is_busy(self)
+
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = is_busy(self)
+        outputs = update_from_output(self, *args, **kwargs)
+        if before and not is_busy(self) and not outputs:
+            return {0: EngineCoreOutputs(scheduler_stats=self.make_stats())}
+        return outputs
+
+    Scheduler.has_requests, Scheduler.update_from_output = has, update

@@ -48,7 +48,11 @@ class Plane:
 
 
 PackedTokens = Callable[[torch.Tensor, int], torch.Tensor | None]
-"""(one block [heads, 2 * block_size, dim], block size) -> token of each element, or None."""
+"""(one block, block size) -> token of each element of K and of V, stacked; or None.
+
+The block is [heads, 2 * block_size, dim] where K and V lie in one tensor, and flat where each
+has its own.
+"""
 
 
 def planes(parts: Sequence[Part], block_size: int, packed: PackedTokens) -> list[Plane]:
@@ -58,13 +62,17 @@ def planes(parts: Sequence[Part], block_size: int, packed: PackedTokens) -> list
         if part.name == "kv":
             found += _joint(part, block_size, packed)
         else:
-            tokens = _token_of(part.tensor, block_size)
+            tokens = _token_of(part, block_size, packed)
             found.append(Plane(part.layer, part.name, part.tensor, tokens))
     return found
 
 
-def _token_of(tensor: torch.Tensor, block_size: int) -> torch.Tensor | None:
-    """For [num_blocks, block_size, …] the token is dimension 1."""
+def _token_of(part: Part, block_size: int, packed: PackedTokens) -> torch.Tensor | None:
+    """For [num_blocks, block_size, …] the token is dimension 1; [num_blocks, n] is measured."""
+    tensor = part.tensor
+    if tensor.dim() == 2:
+        both = packed(tensor[0], block_size)
+        return None if both is None else both["kv".index(part.name)]
     if tensor.dim() < 3 or tensor.shape[1] != block_size:
         return None
     return torch.arange(block_size).view(-1, *[1] * (tensor.dim() - 2))
@@ -84,31 +92,57 @@ def _joint(part: Part, block_size: int, packed: PackedTokens) -> list[Plane]:
     ]
 
 
-def measure_cpu_packing(block: torch.Tensor, block_size: int) -> torch.Tensor | None:
-    """[2 (K, V), heads, block_size, dim]: the token of each element, as vLLM's CPU kernel packs.
+def measure_cpu_packing(
+    block: torch.Tensor, block_size: int, head_size: int
+) -> torch.Tensor | None:
+    """[2 (K, V), …]: the token of each element of a block, as vLLM's CPU kernel packs.
 
     Has the kernel write token numbers into a scratch block of the cache's type. None when
     the kernel is not there or the type cannot hold the numbers exactly.
     """
-    try:
-        from vllm import _custom_ops as ops
-        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-    except ImportError:
-        return None
     if block.dtype not in (torch.float32, torch.bfloat16, torch.float16) or block_size > 256:
         return None
+    measure = _written_before_0_11 if block.dim() == 1 else _written
+    try:
+        scratch = measure(block, block_size, head_size)
+    except (ImportError, AttributeError, RuntimeError):
+        return None  # no such kernel in this build, or not for this size
+    return scratch.to(torch.int64) - 1
+
+
+def _numbers(block: torch.Tensor, block_size: int, heads: int, dim: int) -> torch.Tensor:
+    """[block_size, heads, dim]: the number of the token, from 1."""
+    numbers = torch.arange(1, block_size + 1).to(block.dtype)
+    return numbers.view(-1, 1, 1).expand(block_size, heads, dim).contiguous()
+
+
+def _written(block: torch.Tensor, block_size: int, head_size: int) -> torch.Tensor:
+    """For a block [heads, 2 * block_size, dim]."""
+    from vllm import _custom_ops as ops
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
     heads, _, dim = block.shape
     scratch = torch.zeros(1, heads, 2 * block_size, dim, dtype=block.dtype)
     keys, values = scratch.chunk(2, dim=2)
-    numbers = torch.arange(1, block_size + 1).to(block.dtype)
-    written = numbers.view(-1, 1, 1).expand(block_size, heads, dim).contiguous()
+    written = _numbers(block, block_size, heads, dim)
     isa = _get_attn_isa(block.dtype, block_size, dim)
     slots = torch.arange(block_size)
-    try:
-        ops.cpu_attn_reshape_and_cache(written, written, keys, values, slots, isa)
-    except (AttributeError, RuntimeError):  # no such kernel in this build, or not for this size
-        return None
-    return torch.stack([keys[0], values[0]]).to(torch.int64) - 1
+    ops.cpu_attn_reshape_and_cache(written, written, keys, values, slots, isa)
+    return torch.stack([keys[0], values[0]])
+
+
+def _written_before_0_11(block: torch.Tensor, block_size: int, head_size: int) -> torch.Tensor:
+    """For a flat block of vLLM 0.10, which does not tell its heads."""
+    from vllm.v1.attention.backends.cpu_attn import _get_paged_attn_impl
+
+    heads = block.numel() // (block_size * head_size)
+    kernels = _get_paged_attn_impl()
+    scratch = torch.zeros(2, 1, block.numel(), dtype=block.dtype)
+    keys, values = kernels.split_kv_cache(scratch, heads, head_size)
+    written = _numbers(block, block_size, heads, head_size)
+    slots, one = torch.arange(block_size), torch.ones(1)
+    kernels.write_to_paged_cache(written, written, keys, values, slots, "auto", one, one)
+    return scratch[:, 0]
 
 
 def digest_blocks(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 
-from connector import compat
+from connector import backport, compat
 from connector.backport import FailureReports
 from connector.config import Environment, Settings
 from connector.errors import ConnectorConfigError
@@ -49,6 +49,8 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
             self._scheduler = SchedulerHalf(
                 vllm_config, ROLES[transfer.kv_role], environment.rpc_port
             )
+            if not compat.REPORTS_LOAD_FAILURES:
+                backport.step_while(self, self._scheduler.busy)
         else:
             # Only workers need CANN's library; the scheduler's process must not load it.
             from connector.worker import make_worker

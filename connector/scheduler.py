@@ -171,6 +171,10 @@ class SchedulerHalf:
 
     # ---- each step
 
+    def busy(self) -> bool:
+        """Whether blocks wait for a decoder, or for a pull to end."""
+        return bool(self._held or self._loading)
+
     def step(self, scheduled_tokens: int) -> StepMetadata:
         """The metadata of this step."""
         metadata, self._next = self._next, StepMetadata(self._run, idle=True)

@@ -19,9 +19,10 @@ from typing import Self
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster, DockerExecRuntime, Host, Ssh
 from pd_validate.spec.profiles import devices_of, profile_of
+from twin.engine import VLLM_ASCEND_VARIABLE
 from twin.fabric import Product, healthy_cluster
 from twin.faults import break_host, environment_of, write_engine_faults
-from twin.hosts import TwinHost, TwinHosts, TwinHostSpec
+from twin.hosts import TwinError, TwinHost, TwinHosts, TwinHostSpec
 from twin.model import make_model
 from twin.scenario import Scenario, check_names
 
@@ -31,6 +32,10 @@ _PREFIX = "pd-twin-"  # of a twin's directory; the process id of its owner follo
 DEFAULT_CLUSTER = CLUSTERS / "twin-1p2d.yaml"
 # Another loopback network for all hosts, so that several twins can run at once.
 NETWORK_VARIABLE = "PD_TWIN_NETWORK"
+# Another interpreter for the hosts' `python3` and `vllm`: that of the guide's vLLM 0.10.1.1
+# (scripts/make-guide-env.sh), or of any other.
+PYTHON_VARIABLE = "PD_TWIN_PYTHON"
+_PASSED_ON = (VLLM_ASCEND_VARIABLE,)  # from our environment to every host
 
 
 def cache_directory() -> Path:
@@ -53,7 +58,7 @@ def described_cluster(file: Path) -> Cluster:
 
     Raises SpecError for a wrong file.
     """
-    model = cache_directory() / "tiny-qwen3-moe"
+    model = cache_directory() / "tiny-qwen3-moe-2"
     described = load_cluster(file, environ={"PD_TWIN_MODEL": str(model), **os.environ})
     return _moved(described, os.environ.get(NETWORK_VARIABLE))
 
@@ -101,7 +106,7 @@ class TwinCluster:
             hosts = TwinHosts.start(specs, root=root, state=state)
             undo.callback(hosts.stop)
             for name, host in hosts.hosts.items():
-                _install_engine(host)
+                _install_engine(host, os.environ.get(PYTHON_VARIABLE, sys.executable))
                 break_host(scenario, name, hosts, undo)
             cluster = _reachable(described, hosts.hosts)
             return cls(cluster, hosts, state, undo.pop_all())
@@ -150,6 +155,7 @@ def _host_spec(cluster: Cluster, name: str, broken: Mapping[str, str]) -> TwinHo
     env = {
         "XDG_CACHE_HOME": str(cache),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),  # inspecting model classes takes 8 s once
+        **{name: value for name in _PASSED_ON if (value := os.environ.get(name))},
         **broken,
     }
     ssh = cluster.ssh_of(name)
@@ -163,13 +169,15 @@ def _host_spec(cluster: Cluster, name: str, broken: Mapping[str, str]) -> TwinHo
     )
 
 
-def _install_engine(host: TwinHost) -> None:
+def _install_engine(host: TwinHost, interpreter: str) -> None:
     """`vllm` on the host's PATH: the guide's command line, adapted to a CPU (engine.py)."""
+    if shutil.which(interpreter) is None:
+        raise TwinError(f"{PYTHON_VARIABLE} names {interpreter}, which is no program")
     program = host.directory / "bin" / "vllm"
     program.write_text(
         "#!/bin/sh\n"
         f'PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{PROJECT}" '
-        f"exec '{sys.executable}' -m twin.engine \"$@\"\n"
+        f"exec '{interpreter}' -m twin.engine \"$@\"\n"
     )
     program.chmod(0o755)
     python = host.directory / "bin" / "python3"
@@ -177,7 +185,7 @@ def _install_engine(host: TwinHost) -> None:
     python.write_text(
         "#!/bin/sh\n"
         f'PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{PROJECT / "twin" / "site"}" '
-        f"exec '{sys.executable}' \"$@\"\n"
+        f"exec '{interpreter}' \"$@\"\n"
     )
     python.chmod(0o755)
 

@@ -47,6 +47,7 @@ def make_model(directory: Path) -> Path:
         made.mkdir()
         _write_tokenizer(made)
         _write_weights(made)
+        _add_older_names(made)
         if not (directory / _LAST_FILE).exists():
             shutil.rmtree(directory, ignore_errors=True)  # what was left unfinished
         try:
@@ -121,6 +122,19 @@ def _write_weights(directory: Path) -> None:
     library.GenerationConfig(
         eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     ).save_pretrained(directory)
+
+
+def _add_older_names(directory: Path) -> None:
+    """What transformers 4, that vLLM 0.10 runs with, calls otherwise than transformers 5."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta")}
+    older = {
+        "num_experts": config.get("num_local_experts", config.get("num_experts")),
+        "rope_theta": rope["rope_theta"],
+        "torch_dtype": config.get("dtype", config.get("torch_dtype")),
+    }
+    file.write_text(json.dumps(config | older, indent=2, sort_keys=True) + "\n")
 
 
 def _byte_of_symbol() -> list[int]:

@@ -50,10 +50,12 @@ def parse_engine_metrics(text: str) -> EngineMetrics:
         if sample.name.startswith("vllm:")
     ]
     config = _labels(samples, "vllm:cache_config_info")
+    blocks = _number(config.get("num_gpu_blocks"))
+    usage = _highest(samples, "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
     return EngineMetrics(
         running=int(_sum(samples, "vllm:num_requests_running")),
         waiting=int(_sum(samples, "vllm:num_requests_waiting")),
-        kv_usage=_highest(samples, "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+        kv_usage=0.0 if _is_null_block(usage, blocks) else usage,
         prompt_tokens=int(_sum(samples, "vllm:prompt_tokens_total")),
         generation_tokens=int(_sum(samples, "vllm:generation_tokens_total")),
         computed=_by_source(samples, "local_compute"),
@@ -61,8 +63,17 @@ def parse_engine_metrics(text: str) -> EngineMetrics:
         external=_by_source(samples, "external_kv_transfer"),
         preemptions=int(_sum(samples, "vllm:num_preemptions_total")),
         block_size=_number(config.get("block_size")),
-        blocks=_number(config.get("num_gpu_blocks")),
+        blocks=blocks,
     )
+
+
+def _is_null_block(usage: float, blocks: int | None) -> bool:
+    """Whether nothing is in use but vLLM's null block, which is never free.
+
+    vLLM 0.10.1.1 counts it: an idle engine shows 1 / blocks. Later versions do not, and show
+    1 / (blocks - 1) for one block that is held.
+    """
+    return bool(blocks) and abs(usage * (blocks or 0) - 1) < 0.5 / (blocks or 1)
 
 
 def _sum(samples: Iterable[Sample], name: str) -> float:

@@ -147,7 +147,9 @@ class Engine:
             ),
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK_SIZE,
+            log_stats=True,
         )
+        self.usage: float | None = None
         self.connector: Any = self.scheduler.connector
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
@@ -200,6 +202,9 @@ class Engine:
             ),
         )
         outputs = self.scheduler.update_from_output(scheduled, runner)
+        for group in outputs.values():
+            if group.scheduler_stats is not None:  # what the gauges on /metrics will show
+                self.usage = group.scheduler_stats.kv_cache_usage
         return scheduled.kv_connector_metadata, [
             output for group in outputs.values() for output in group.outputs
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,10 @@ class TestWorker:
     def worker(self, cache: torch.Tensor, tmp_path: Path) -> Any:
         from connector.caches import Part
 
-        found = planes([Part("layer", "kv", cache)], BLOCK_SIZE, measure_cpu_packing)
+        packing = partial(measure_cpu_packing, head_size=32)
+        if packing(cache[0].view(2, 2 * BLOCK_SIZE, 32), BLOCK_SIZE) is None:
+            pytest.skip("needs the CPU kernels of vLLM 0.11 or later")
+        found = planes([Part("layer", "kv", cache)], BLOCK_SIZE, packing)
         made = AuditWorker(AuditSettings("full", str(tmp_path), "i"), found, BLOCK_SIZE, 1)
         yield made
         made.close()

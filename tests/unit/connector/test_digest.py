@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,17 +36,28 @@ def cpu() -> dict[str, Any]:
     return {f"layers.{n}": torch.rand(BLOCKS, HEADS, BLOCK_SIZE, 2 * DIM) for n in range(2)}
 
 
+def old_cpu() -> dict[str, Any]:
+    """vLLM 0.10: K and V apart, heads and tokens of a block in one dimension."""
+    return {f"layers.{n}": torch.rand(2, BLOCKS, HEADS * BLOCK_SIZE * DIM) for n in range(2)}
+
+
+packing = partial(measure_cpu_packing, head_size=DIM)
+KERNELS = packing(torch.zeros(HEADS, 2 * BLOCK_SIZE, DIM), BLOCK_SIZE) is not None
+OLD_KERNELS = packing(torch.zeros(HEADS * BLOCK_SIZE * DIM), BLOCK_SIZE) is not None
+needs_kernels = pytest.mark.skipif(not KERNELS, reason="needs the CPU kernels of vLLM >= 0.11")
+needs_old_kernels = pytest.mark.skipif(
+    not OLD_KERNELS, reason="needs the CPU kernels of vLLM 0.10 (make test-guide-version)"
+)
+
+
 def take(caches: dict[str, Any], blocks: list[int], tokens: int) -> Digests:
-    found = planes(parts(caches, BLOCKS), BLOCK_SIZE, measure_cpu_packing)
+    found = planes(parts(caches, BLOCKS), BLOCK_SIZE, packing)
     return digest_blocks(found, blocks, tokens, BLOCK_SIZE)
 
 
 def tensors(caches: dict[str, Any]) -> list[torch.Tensor]:
-    return [
-        tensor
-        for cache in caches.values()
-        for tensor in (cache if isinstance(cache, tuple) else (cache,))
-    ]
+    """Those whose dimension 0 is the block."""
+    return [part.tensor for part in parts(caches, BLOCKS)]
 
 
 def copy_block(caches: dict[str, Any], source: int, target: int) -> None:
@@ -53,7 +65,14 @@ def copy_block(caches: dict[str, Any], source: int, target: int) -> None:
         tensor[target] = tensor[source]
 
 
-@pytest.fixture(params=[ascend, mla, cpu], ids=["ascend", "mla", "cpu"])
+@pytest.fixture(
+    params=[
+        pytest.param(ascend, id="ascend"),
+        pytest.param(mla, id="mla"),
+        pytest.param(cpu, id="cpu", marks=needs_kernels),
+        pytest.param(old_cpu, id="cpu-0.10", marks=needs_old_kernels),
+    ]
+)
 def caches(request: pytest.FixtureRequest) -> dict[str, Any]:
     torch.manual_seed(1)
     made: dict[str, Any] = request.param()
@@ -136,6 +155,7 @@ def test_only_valid_tokens_of_the_last_block_count(make: Any, tokens: int) -> No
     assert take(caches, [1, 2], BLOCK_SIZE + tokens) != before
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_valid_tokens_count_as_the_cpu_kernel_packs_them(dtype: torch.dtype) -> None:
     """The kernel itself writes tokens: those past the end change nothing, the others do."""
@@ -165,3 +185,28 @@ def test_unknown_layout_has_no_digest_of_a_partly_filled_block() -> None:
     rows = take(caches, [1, 2], BLOCK_SIZE + 3)["layer"]
     assert all(rows[0])
     assert rows[1] == ["", ""]
+
+
+@needs_old_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_valid_tokens_count_as_the_old_cpu_kernel_packs_them(dtype: torch.dtype) -> None:
+    from vllm.v1.attention.backends.cpu_attn import _get_paged_attn_impl
+
+    kernels = _get_paged_attn_impl()
+    cache = torch.zeros(2, BLOCKS, HEADS * BLOCK_SIZE * DIM, dtype=dtype)
+    keys, values = kernels.split_kv_cache(cache, HEADS, DIM)
+
+    def write(first: int, count: int) -> None:
+        new = torch.rand(count, HEADS, DIM).to(dtype)
+        slots = torch.arange(first, first + count) + 2 * BLOCK_SIZE  # block 2
+        one = torch.ones(1)
+        kernels.write_to_paged_cache(new, new, keys, values, slots, "auto", one, one)
+
+    write(0, 5)
+    before = take({"layer": cache}, [2], 5)
+    assert all(before["layer"][0])
+    write(5, 20)
+    assert take({"layer": cache}, [2], 5) == before
+    write(4, 1)
+    after = take({"layer": cache}, [2], 5)["layer"][0]
+    assert all(new != old for new, old in zip(after, before["layer"][0], strict=True))

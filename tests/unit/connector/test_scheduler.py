@@ -58,6 +58,22 @@ class TestPrefiller:
         p.step()
         assert p.is_empty()
 
+    def test_engine_steps_while_blocks_are_held_and_shows_when_they_are_not(
+        self, engine: Any
+    ) -> None:
+        """An idle 0.10.1.1 would sleep, and free them when the next request comes."""
+        p = engine("kv_producer")
+        handed_over(p)
+        p.step()
+        assert p.usage > 2 / 100, "three blocks are in use"
+        assert p.scheduler.has_requests()
+
+        p.step(sent={"p-1"})
+        p.step()
+        assert p.is_empty()
+        assert p.usage == p.scheduler.kv_cache_manager.usage
+        assert not p.scheduler.has_requests()
+
     def test_first_token_that_ends_the_text_still_offers(self, engine: Any) -> None:
         p = engine("kv_producer")
         params = handed_over(p, token=1)
@@ -216,6 +232,23 @@ class TestDecoder:
         d.step(received={"d-1"})
         d.step()
         assert d.is_empty()
+
+    def test_engine_steps_until_an_aborted_load_has_ended(
+        self, engine: Any, offered: dict[str, Any]
+    ) -> None:
+        from vllm.v1.request import RequestStatus
+
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, dict(offered))
+        d.step()
+        d.scheduler.finish_requests("d-1", RequestStatus.FINISHED_ABORTED)
+        d.step()
+        assert d.scheduler.has_requests()
+        d.step(received={"d-1"})
+        d.step()
+        assert not d.scheduler.has_requests()
+        assert d.is_empty()
+        assert d.usage == d.scheduler.kv_cache_manager.usage
 
     def test_abort_after_the_load_frees_at_once(self, engine: Any, offered: dict[str, Any]) -> None:
         from vllm.v1.request import RequestStatus

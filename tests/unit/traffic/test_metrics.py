@@ -136,3 +136,16 @@ def test_a_decoder_that_computes_the_prompt_again() -> None:
 def test_an_engine_that_does_not_tell_cannot_be_judged() -> None:
     old = parse_engine_metrics(V0_10_1)
     assert check_path(old, old, WHERE, prompt_tokens=12) == []
+
+
+@pytest.mark.parametrize(
+    ("usage", "idle"),
+    [
+        pytest.param(1 / 256, True, id="0.10.1.1 counts its null block"),
+        pytest.param(1 / 255, False, id="0.32 holds one block"),
+        pytest.param(2 / 256, False, id="0.10.1.1 holds one block"),
+    ],
+)
+def test_the_null_block_is_not_held(usage: float, idle: bool) -> None:
+    text = V0_32.replace("requests_running{", "requests_running_{").replace("_waiting{", "_wait_{")
+    assert parse_engine_metrics(text.replace("} 0.25", f"}} {usage!r}")).idle is idle

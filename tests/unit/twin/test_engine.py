@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pd_validate.spec.plan import launch_plan, run_dirs
 from twin.cluster import DEFAULT_CLUSTER, described_cluster
-from twin.engine import KV_CACHE_BYTES, SITE, adapt, environment, middleware
+from twin.engine import (
+    KV_CACHE_BLOCKS,
+    KV_CACHE_BYTES,
+    SITE,
+    SITE_ASCEND,
+    adapt,
+    before_0_11,
+    environment,
+    middleware,
+)
 
 ADDRESS = "127.0.0.2"
 
@@ -85,3 +96,49 @@ def test_an_empty_pythonpath_adds_no_current_directory() -> None:
     """An empty entry would mean wherever the engine was started."""
     for env in ({}, {"PYTHONPATH": ""}):
         assert environment(env)["PYTHONPATH"] == str(SITE)
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [
+        ("0.10.1.1", True),
+        ("0.10.1.1+cpu", True),
+        ("0.9.2", True),
+        ("0.11.0", False),
+        ("1.0", False),
+    ],
+)
+def test_the_guides_line_of_versions(version: str, old: bool) -> None:
+    assert before_0_11(version) is old
+
+
+def test_an_old_vllm_is_told_blocks_and_not_bytes() -> None:
+    got = adapt(["serve", "/model"], ADDRESS, old=True)
+    assert got[got.index("--num-gpu-blocks-override") + 1] == KV_CACHE_BLOCKS
+    assert "--kv-cache-memory-bytes" not in got
+    assert environment({}, old=True)["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
+def test_connectors_of_a_checkout_of_vllm_ascend_are_importable(tmp_path: Path) -> None:
+    """Its modules as they are there; only what needs torch_npu is ours."""
+    connectors = tmp_path / "vllm_ascend" / "distributed"
+    connectors.mkdir(parents=True)
+    (tmp_path / "vllm_ascend" / "__init__.py").write_text("import torch_npu")
+    (connectors / "__init__.py").write_text("")
+    (connectors / "theirs.py").write_text(
+        "from vllm_ascend.utils import get_ascend_soc_version\nSOC = get_ascend_soc_version()\n"
+    )
+    env = environment({"PD_TWIN_VLLM_ASCEND": str(tmp_path)})
+    assert str(SITE_ASCEND) in env["PYTHONPATH"].split(os.pathsep)
+    told = subprocess.run(
+        [sys.executable, "-c", "from vllm_ascend.distributed.theirs import SOC; print(SOC)"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "AscendSocVersion.A2"
+
+
+def test_without_a_checkout_there_is_no_vllm_ascend() -> None:
+    assert str(SITE_ASCEND) not in environment({})["PYTHONPATH"]

@@ -30,8 +30,15 @@ _RECHECK_MILLISECONDS = 20
 
 def register() -> None:
     """Patch vLLM in this process. Idempotent, since vLLM may load plugins twice."""
-    _limit_spinning()
-    _map_experts()
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    if hasattr(shm_broadcast, "SpinCondition"):
+        _limit_spinning()
+        _map_experts()
+    else:  # before 0.11
+        from . import guide
+
+        guide.register()
     arm()
 
 
@@ -39,7 +46,7 @@ def _limit_spinning() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
     shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = _RECHECK_MILLISECONDS
-    shm_broadcast.sched_yield = _nap
+    shm_broadcast.sched_yield = nap
     original = shm_broadcast.SpinCondition.__init__
     if hasattr(original, "__wrapped__"):
         return
@@ -52,7 +59,8 @@ def _limit_spinning() -> None:
     shm_broadcast.SpinCondition.__init__ = init
 
 
-def _nap() -> None:
+def nap() -> None:
+    """Instead of sched_yield, which keeps the interpreter's lock."""
     time.sleep(_NAP_SECONDS)
 
 
