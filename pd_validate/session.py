@@ -57,6 +57,7 @@ from pd_validate.waiting import wait_for
 T = TypeVar("T")
 
 _SICK_SECONDS = 1.0  # until a process whose connection broke has ended
+_GAUGE_SECONDS = 3.0  # in which an idle engine's gauges show it
 _TRACE_SECONDS = 20.0  # until the audit's record of a request must be on the host's disk
 
 
@@ -359,7 +360,12 @@ class Session:
             return self.all_traces()
 
     def wait_idle(self, instance: str) -> tuple[EngineMetrics, float]:
-        """The instance's metrics once it is idle, or when the deadline is over; and the wait."""
+        """The instance's metrics once it is idle, or when the deadline is over; and the wait.
+
+        vLLM 0.10 renews its gauges only with the output of a request, so they show an aborted
+        one for ever: there a request of one token is sent. (Such versions do not tell where
+        prompt tokens came from.)
+        """
         service = self.topology().service
         started = time.monotonic()
         latest: list[EngineMetrics] = []
@@ -368,8 +374,15 @@ class Session:
             latest[:] = [service.metrics(instance)]
             return latest[0].idle or None
 
+        seconds = self.cluster.timeouts.drain
         with suppress(WaitTimeout):
-            wait_for(idle, seconds=self.cluster.timeouts.drain, what=f"{instance} idle")
+            wait_for(idle, seconds=min(_GAUGE_SECONDS, seconds), what=f"{instance} idle")
+        if not latest[0].idle and latest[0].computed is None:
+            with suppress(RequestFailed):  # it may hang: then the gauges are right
+                service.instances[instance].complete("x", max_tokens=1, timeout=seconds)
+        with suppress(WaitTimeout):
+            left = started + seconds - time.monotonic()
+            wait_for(idle, seconds=max(left, 0.0), what=f"{instance} idle")
         return latest[0], time.monotonic() - started
 
     def diagnose(self, error: RequestFailed) -> list[Finding]:

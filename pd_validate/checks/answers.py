@@ -44,7 +44,8 @@ def check_served(answer: Answer, where: Where) -> list[Finding]:
                 got=f"it ended after {len(answer.text)} characters {answer.error[:200]}".strip(),
             )
         ]
-    if not answer.token_ids and not answer.text:
+    # A stop string at once leaves no text: then the count says that something was generated.
+    if not (answer.token_ids or answer.text or answer.completion_tokens):
         id_ = "service.error" if of_engine else "proxy.empty"
         return [Finding(id=id_, where=where, expected="text", got="200 and nothing")]
     return []

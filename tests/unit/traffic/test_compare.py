@@ -106,6 +106,11 @@ def test_an_answer_that_is_none(answer: Answer, id_: str) -> None:
             assert found[0].where == where
 
 
+def test_a_stop_string_at_once_leaves_no_text() -> None:
+    """vLLM 0.10 gives no token ids; the count says that one was generated."""
+    assert check_served(Answer("r", 200, "", completion_tokens=1), WHERE) == []
+
+
 def test_a_refusal_of_the_prefiller_is_the_prefillers() -> None:
     where = Where(host="d1", instance="decode-1", peer_host="p1", peer_instance="prefill-1")
     refused = Answer("r", 500, "", error="no", server="prefill-1")
