@@ -133,8 +133,14 @@ def _judged_elsewhere(device: DeviceFacts, reading: Reading[Any]) -> bool:
     """A failing -lldp means no neighbour, a failing -vnic that it is down: see those checks."""
     if reading is device.lldp:
         return reading.reason is Reason.FAILED
-    failed = reading.reason in (Reason.FAILED, Reason.UNPARSABLE)
-    return failed and (reading is device.vnic or reading is device.health)
+    if reading is device.vnic:
+        return vnic_broken(device)
+    return reading is device.health and reading.reason in (Reason.FAILED, Reason.UNPARSABLE)
+
+
+def vnic_broken(device: DeviceFacts) -> bool:
+    """-vnic fails for its own reason: a busy or refusing device fails -link as well."""
+    return device.link.ok and device.vnic.reason in (Reason.FAILED, Reason.UNPARSABLE)
 
 
 def _tool_finding(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+from pd_validate.checks.devices import vnic_broken
 from pd_validate.checks.view import View, device_finding, grouped, listed, usual
 from pd_validate.facts.hccn import Address, NetHealth
 from pd_validate.facts.hccn_conf import HccnConf
@@ -482,7 +483,7 @@ def check_vnic(view: View) -> Iterator[Finding]:
                 evidence=(outside[0].vnic.output.evidence, outside[0].spod.output.evidence),
             )
         for device in host.devices.values():
-            broken = device.vnic.reason in (Reason.FAILED, Reason.UNPARSABLE)
+            broken = vnic_broken(device)
             if broken or (device.vnic.value is not None and not device.vnic.value.up):
                 yield device_finding(
                     "vnic.down",

@@ -67,8 +67,8 @@ class Answers:
         """The device's text for three packets of `size` bytes to `target`."""
         return self.text("ping.body") or ""
 
-    def hccs(self, sdid: int) -> Answers:
-        """The answers (hccs.*) for packets to the device `sdid` of the superpod."""
+    def hccs(self, sdid: int, size: int) -> Answers:
+        """The answers (hccs.*) for packets of `size` bytes to the device `sdid` of the superpod."""
         return self
 
 
@@ -128,7 +128,7 @@ class DeviceAnswers(Answers):
         source = self._owner.device["ip6" if ":" in target else "ip"]
         return _ping_body(path, source, size)
 
-    def hccs(self, sdid: int) -> Answers:
+    def hccs(self, sdid: int, size: int) -> Answers:
         if "hccs.ret" in self.values or "hccs.completed" in self.values:
             return self
         target, path = self._in_superpod(sdid), self.hccs_path_to(sdid)
@@ -138,7 +138,9 @@ class DeviceAnswers(Answers):
             "hccs.dst": target.device["vnic"]["ip"],
             "hccs.ns": 12345 + int(path.seconds * 1e9),
         }
-        if path.dead:
+        if path.max_bytes is not None and size > path.max_bytes:
+            answers["hccs.ret"] = 2
+        elif path.dead:
             answers["hccs.ret"] = 3
         elif path.loss:
             answers |= {f"hccs.{seq}.ret": 3 for seq in range(1000) if _is_lost(seq, path.loss)}

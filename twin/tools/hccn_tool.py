@@ -358,9 +358,9 @@ def _hccs_ping(call: Call) -> None:
         raise _denied()
     if call.operation != "-g":
         raise _unknown_option()
-    sdid, address, count = _hccs_arguments(call.args[1:])
+    sdid, address, count, size = _hccs_arguments(call.args[1:])
 
-    target = call.answers.hccs(sdid)
+    target = call.answers.hccs(sdid, size)
     result = call.result(0x00A0)
     if result == EBUSY:  # the positive value only; the negative one is "busy" as everywhere
         raise Failure(31, "The device is occupied. Please try again later.")
@@ -379,11 +379,11 @@ def _hccs_ping(call: Call) -> None:
     _say_hccs_result(call, packets, target, transmitted=count)
 
 
-def _hccs_arguments(words: list[str]) -> tuple[int, str | None, int]:
-    """sdid, the address if that was given, and the number of packets."""
+def _hccs_arguments(words: list[str]) -> tuple[int, str | None, int, int]:
+    """sdid, the address if that was given, the number of packets, and their size in bytes."""
     sdid: int | None = None
     address: str | None = None
-    values = {"cnt": 3, "interval": 0}
+    values = {"cnt": 3, "interval": 0, "pkt": HCCS_OPTIONS["pkt"][0]}
     if len(words) % 2:
         words, lonely = words[:-1], True
     else:
@@ -408,7 +408,7 @@ def _hccs_arguments(words: list[str]) -> tuple[int, str | None, int]:
             raise _invalid_parameters()
     if lonely or sdid is None:
         raise _invalid_parameters()
-    return sdid, address, values["cnt"]
+    return sdid, address, values["cnt"], values["pkt"]
 
 
 def sdid_of(address: str) -> int:

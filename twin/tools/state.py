@@ -173,7 +173,8 @@ def path_from(layout: Layout, source: Owner, target_ip: str) -> PathState:
         return PathState("no-such-address", loss=1.0)
     if kind == "ip" and not _routed(target.device, source.device["ip"]):
         return PathState("no-such-address", loss=1.0)  # the answer finds no way back
-    return _with_rules(layout, source, target)
+    mtus = (source.device["mtu"], target.device["mtu"])
+    return _with_rules(layout, source, target, min(mtus) if mtus[0] != mtus[1] else None)
 
 
 def hccs_path(layout: Layout, source: Owner, target: Owner) -> PathState:
@@ -182,15 +183,12 @@ def hccs_path(layout: Layout, source: Owner, target: Owner) -> PathState:
         return PathState("link-down", loss=1.0)
     if target.device["condition"] in ("not-ready", "gone"):
         return PathState("link-down", loss=1.0)
-    return _with_rules(layout, source, target)
+    return _with_rules(layout, source, target, None)
 
 
-def _with_rules(layout: Layout, source: Owner, target: Owner) -> PathState:
+def _with_rules(layout: Layout, source: Owner, target: Owner, max_bytes: int | None) -> PathState:
     """The healthy path between two devices, worsened by the rules of `paths` that name it."""
-    path = PathState(max_bytes=None)
-    mtus = (source.device["mtu"], target.device["mtu"])
-    if mtus[0] != mtus[1]:
-        path.max_bytes = min(mtus)
+    path = PathState(max_bytes=max_bytes)
     for rule in layout["paths"]:
         if not (_names(rule["from"], source) and _names(rule["to"], target)):
             continue

@@ -372,3 +372,13 @@ def test_a_host_with_another_server_index_is_one_finding() -> None:
             text = f"SDID : {sdid}\nSuper Pod Size : 384\nSuper Pod ID : 0\nServer Index : 5\n"
             lab.answer("d1", command, text)
     assert lab.lines() == ["fail sdid.mismatch at d1"]
+
+
+def test_vnic_of_a_device_that_refuses_everything_is_not_measured() -> None:
+    lab = Lab("A3")
+    lab.device("d1", 6, "link", "", "permission denied: pls check this cmd run permission.\n", 12)
+    lab.device("d1", 6, "vnic", *FAILED)
+    assert lab.lines() == [
+        "unknown tool.failed at d1 npu6 < tool.permission",
+        "unknown tool.permission at d1 npu6",
+    ]

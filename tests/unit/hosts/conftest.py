@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ssh_servers import Server, is_empty, server_of
+from ssh_servers import Server, is_empty, openssh_server, server_of, skip_without_openssh
 
 from pd_validate.hosts.remote import RemoteHost
 from pd_validate.hosts.supervisor import RemoteSupervisor, survey
-from pd_validate.spec.models import Ssh
-from pd_validate.waiting import wait_for
 from twin.hosts import TwinHosts, TwinHostSpec
-
-OPENSSH = Path("/usr/sbin/sshd")
 
 
 @pytest.fixture(scope="session")
@@ -42,48 +34,9 @@ def fragile(tmp_path: Path) -> Iterator[TwinHosts]:
 @pytest.fixture(scope="session")
 def openssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """OpenSSH's sshd on loopback, as the user who runs the tests."""
-    if not OPENSSH.exists():
-        pytest.skip(f"{OPENSSH} is not installed (Debian, Ubuntu: apt-get install openssh-server)")
-    if os.getuid() == 0 and not Path("/run/sshd").is_dir():
-        pytest.skip("started by root, sshd needs the directory /run/sshd (mkdir /run/sshd)")
-    directory = tmp_path_factory.mktemp("openssh")
-    for key in ("host", "user"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / key)]
-        subprocess.run(command, check=True)
-    address, port = "127.0.0.4", _free_port("127.0.0.4")
-    (directory / "sshd_config").write_text(
-        f"ListenAddress {address}:{port}\n"
-        f"HostKey {directory}/host\n"
-        f"AuthorizedKeysFile {directory}/user.pub\n"
-        "PermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\n"
-        "SetEnv SHLVL=1\n"  # keeps bash from reading this user's ~/.bashrc
-    )
-    host_key = " ".join((directory / "host.pub").read_text().split()[:2])
-    (directory / "known_hosts").write_text(f"[{address}]:{port} {host_key}\n")
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(OPENSSH), "-D", "-e", "-f", str(directory / "sshd_config")], stderr=log
-        )
-    try:
-        wait_for(
-            lambda: _accepts(address, port),
-            seconds=10,
-            what="OpenSSH's sshd",
-            interval=0.05,
-            tail=lambda: (directory / "log").read_text(),
-        )
-        yield Server(
-            address,
-            Ssh(
-                user=pwd.getpwuid(os.getuid()).pw_name,
-                port=port,
-                key=directory / "user",
-                known_hosts=directory / "known_hosts",
-            ),
-        )
-    finally:
-        process.terminate()
-        process.wait(10)
+    skip_without_openssh()
+    with openssh_server(tmp_path_factory.mktemp("openssh"), "127.0.0.4") as (server, _):
+        yield server
 
 
 @pytest.fixture
@@ -146,16 +99,3 @@ def run(
 def engine(request: pytest.FixtureRequest) -> str:
     """A name for the test's process that no other test uses."""
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-60:].strip("-")
-
-
-def _free_port(address: str) -> int:
-    with socket.create_server((address, 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _accepts(address: str, port: int) -> bool | None:
-    try:
-        socket.create_connection((address, port), timeout=1).close()
-    except OSError:
-        return None
-    return True
