@@ -287,6 +287,13 @@ _KINDS = (
         evidence="The host accepts the connection, and a command does not end within its deadline.",
     ),
     Kind(
+        "host.locked",
+        Layer.HOST,
+        meaning="Another run of this harness holds the host.",
+        fix="Wait for its end (`--lock-wait SECONDS`), take it over (`--reuse`) or end it (`pd-validate down`) if it was left running.",
+        evidence="The lock in the host's work directory: owner, run id, age, and whether its run lives.",
+    ),
+    Kind(
         "host.unusable",
         Layer.HOST,
         meaning="The host answers, and our reader script does not run there.",

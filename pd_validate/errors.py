@@ -63,4 +63,15 @@ class WaitTimeout(PdValidateError):
 
 
 class ClusterLocked(LabError):
-    """Another run holds the cluster; the message names its owner, run id and age."""
+    """Another run holds `host`; the message names its owner, run id and age."""
+
+    def __init__(self, message: str, host: str) -> None:
+        self.host = host
+        super().__init__(message, host)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Blocked(PdValidateError):
+    """What a test needs has failed before, for another test; the message names what."""

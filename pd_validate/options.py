@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Options:
     reuse: bool
     dry_run: bool
     allow_faults: bool
+    lock_wait: float
 
     @staticmethod
     def add_to(group: _Group) -> None:
@@ -72,6 +74,13 @@ class Options:
         add("--keep-up", "PD_KEEP_UP", "leave the topology running", action="store_true")
         add("--reuse", "PD_REUSE", "attach to a topology left running", action="store_true")
         add(
+            "--lock-wait",
+            "PD_LOCK_WAIT",
+            "wait so long for another run on the same hosts to end",
+            metavar="SECONDS",
+            default="0",
+        )
+        add(
             "--dry-run",
             "PD_DRY_RUN",
             "print what would run on which host, run nothing",
@@ -100,6 +109,7 @@ class Options:
             reuse=namespace.pd_reuse,
             dry_run=namespace.pd_dry_run,
             allow_faults=namespace.pd_allow_faults,
+            lock_wait=_seconds(namespace.pd_lock_wait),
         )
 
     def check(self) -> None:
@@ -109,6 +119,8 @@ class Options:
         """
         if self.audit not in AUDIT_LEVELS:
             raise SpecError(f"$PD_AUDIT is {self.audit!r}, not one of {', '.join(AUDIT_LEVELS)}")
+        if not 0 <= self.lock_wait < math.inf:
+            raise SpecError("--lock-wait is a number of seconds, 0 or more")
         blocked = _not_a_directory(self.report)
         if blocked is not None:
             raise SpecError(f"--report {self.report} cannot be a directory: {blocked} is a file")
@@ -119,6 +131,14 @@ class Options:
             raise SpecError(f"--findings {self.findings} cannot be written: {blocked} is a file")
         if self.findings.is_dir():
             raise SpecError(f"--findings {self.findings} is a directory, not a file to write")
+
+
+def _seconds(text: str) -> float:
+    """NaN for what is no number: `check` says so, with a message."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _not_a_directory(path: Path) -> Path | None:

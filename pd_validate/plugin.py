@@ -1,30 +1,34 @@
 """pytest options, fixtures and hooks. Thin: what they do lives in session.py and below.
 
-One `Session` per run, owned by the controller process: opened when the first test needs
-it, closed in `pytest_unconfigure` whatever happened before, also after Ctrl-C and SIGTERM.
+One `Run` per run, owned by the controller process: it reads and brings up when the first test
+needs it, and is closed in `pytest_unconfigure` whatever happened before, also after Ctrl-C and
+SIGTERM. With `-n` (pytest-xdist) each worker shares that one run (sharing.py) and owns nothing.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pd_validate.catalogue import Layer
-from pd_validate.errors import LabError, SpecError
+from pd_validate.errors import Blocked, LabError, SpecError
 from pd_validate.findings import Finding, Severity, root_findings
 from pd_validate.options import TWIN, Options
 from pd_validate.traffic.client import RequestFailed
 
 if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
     from pd_validate.checks.result import Report
-    from pd_validate.run import Run
+    from pd_validate.run import Run, RunView
     from pd_validate.session import Session
+    from pd_validate.sharing import WorkersRun
     from pd_validate.spec.models import Cluster
     from pd_validate.topology.service import Service
     from pd_validate.topology.topology import Topology
@@ -40,8 +44,11 @@ MARKS = {
     "fault": "breaks things on purpose (needs --allow-faults)",
     "soak": "takes long on purpose",
     "perf": "measures",
+    "alone": "needs a service that nobody else uses meanwhile",
     "afterwards": "looks back at the whole run: runs after all others",
 }
+# Tests with one of these have the service to themselves, also with -n (schedule.py).
+ALONE = {"alone", "fault", "soak", "perf", "afterwards"}
 # What a test with this mark is about, for suites and for the layer ladder of the report.
 LAYERS = {
     "network": Layer.NPU_NETWORK,
@@ -51,7 +58,11 @@ LAYERS = {
     "determinism": Layer.SERVICE,
     "proxy": Layer.PROXY,
 }
-_RUN = pytest.StashKey["Run"]()
+_OWNED = pytest.StashKey["Run"]()  # in the controller only
+_RUN = pytest.StashKey["RunView"]()  # wherever tests run
+_SHARED: pytest.StashKey[WorkersRun] = pytest.StashKey()  # in workers only
+_HANDLE = "pd_run"  # what a worker is given to find the run
+_LAYER = "pd_layer"  # property of a test's report: the lowest layer that its marks speak of
 
 
 # --- options -----------------------------------------------------------------------------
@@ -78,26 +89,48 @@ def pytest_configure(config: pytest.Config) -> None:
     runs = not (config.option.help or config.option.collectonly or options.dry_run)
     if not (options.cluster and runs):
         return
+    from pd_validate.report.places import Places  # heavy; a run of anything else skips it
+
+    results = Places(options.report).allure_results
+    if hasattr(config.option, "allure_report_dir") and not config.option.allure_report_dir:
+        config.option.allure_report_dir = str(results)  # read by allure-pytest, after us
+    if hasattr(config, "workerinput"):
+        _share(config)
+    else:
+        _own(config, options)
+
+
+def _share(config: pytest.Config) -> None:
+    """In a worker of pytest-xdist: tests run here, on the controller's run."""
+    from pd_validate import sharing
+
+    run = sharing.WorkersRun(sharing.Handle.unpacked(config.workerinput[_HANDLE]))  # type: ignore[attr-defined]  # xdist's
+    config.stash[_RUN] = run
+    config.stash[_SHARED] = run
+    config.add_cleanup(run.close)
+
+
+def _own(config: pytest.Config, options: Options) -> None:
     from pd_validate.report.allure_files import clean_results
     from pd_validate.report.places import Places
-    from pd_validate.run import NOT_FIT, Run  # heavy; a run of anything else skips it
+    from pd_validate.run import NOT_FIT, Run
 
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as undo:
         try:
             options.check()
-            if getattr(config.option, "numprocesses", None):
-                raise SpecError("one cluster serves one test at a time: run without -n")
+            if getattr(config.option, "dist", "no") == "each":
+                raise SpecError("--dist each would run every test on every worker: use -n alone")
             cluster = open_cluster(options, undo)
-            config.stash[_RUN] = Run(options, cluster, config, undo.pop_all())
+            run = Run(options, cluster, config, undo.pop_all())
+            config.stash[_RUN] = run
+            config.stash[_OWNED] = run
+            config.pluginmanager.register(_Results(run))
         except SpecError as error:
             raise pytest.UsageError(str(error)) from error
         except LabError as error:
             pytest.exit(str(error), returncode=NOT_FIT)
-    results = Places(options.report).allure_results
-    if hasattr(config.option, "allure_report_dir") and not config.option.allure_report_dir:
-        config.option.allure_report_dir = str(results)  # read by allure-pytest, after us
-    clean_results(results)
+    clean_results(Places(options.report).allure_results)
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
@@ -153,9 +186,43 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    run = config.stash.get(_RUN, None)
+    run = config.stash.get(_OWNED, None)
     if run is not None:
         run.close()
+
+
+# --- workers of pytest-xdist ------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a worker where the run is."""
+    run = node.config.stash.get(_OWNED, None)
+    if run is not None:
+        node.workerinput[_HANDLE] = run.handle().packed()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """On a cluster some tests bear no company, whatever --dist says."""
+    run = config.stash.get(_OWNED, None)
+    if run is None:
+        return None
+    from pd_validate.schedule import OneCluster
+
+    return OneCluster(config, log, lambda: run.alone_from)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In a worker: say which tests are to be alone, before xdist says that all are collected."""
+    run = session.config.stash.get(_SHARED, None)
+    if run is not None:
+        run.collected(sum(not _is_alone(item) for item in session.items))
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return any(mark.name in ALONE for mark in item.iter_markers())
 
 
 # --- which tests, in which order ------------------------------------------------------------
@@ -191,14 +258,19 @@ def _names(cluster: Cluster | None, kind: str) -> Sequence[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lower layers first: what is wrong below explains what fails above."""
+    """Lower layers first: what is wrong below explains what fails above.
+
+    In a worker, tests that must be alone come after all others.
+    """
     options = Options.of(config.option)
     order = {name: index for index, name in enumerate(MARKS)}
 
-    def rank(item: pytest.Item) -> tuple[bool, int]:
+    shared = hasattr(config, "workerinput")
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, int]:
         names = {mark.name for mark in item.iter_markers()}
         lowest = min((order[name] for name in names & order.keys()), default=len(order))
-        return "afterwards" in names, lowest
+        return "afterwards" in names, shared and _is_alone(item), lowest
 
     if options.cluster:
         items.sort(key=rank)
@@ -219,7 +291,7 @@ class Judge:
     a consequence of another finding skips it by that finding's name; warnings are noted.
     """
 
-    def __init__(self, run: Run, item: pytest.Item) -> None:
+    def __init__(self, run: RunView, item: pytest.Item) -> None:
         self._run = run
         self._item = item
 
@@ -231,7 +303,7 @@ class Judge:
         from pd_validate.run import xfail_if_quarantined  # heavy, and loaded by now
 
         __tracebackhide__ = True  # the finding says it all; our own lines would bury it
-        found = self._run.looked_below(list(findings))
+        found = self._run.looked_below(list(findings), self._item.nodeid)
         found = self._run.session.quarantine.mark_all(found)
         self._run.found(self._item.nodeid, found)
         failing = [f for f in root_findings(found) if f.severity is Severity.FAIL]
@@ -249,8 +321,24 @@ class Judge:
             self.note(f"warning: {finding}")
 
 
+@contextmanager
+def _ends_named(run: RunView) -> Iterator[None]:
+    """What keeps a test from what it asks for, as pytest says it: a skip, or a failure."""
+    from pd_validate.run import told, xfail_if_quarantined
+    from pd_validate.topology.topology import BringUpFailed
+
+    __tracebackhide__ = True  # the findings say it all
+    try:
+        yield
+    except Blocked as why:
+        pytest.skip(f"blocked by {why}")
+    except BringUpFailed as failure:
+        xfail_if_quarantined(run.session.quarantine.mark_all(failure.findings))
+        raise AssertionError(f"the service did not come up:\n{told(failure)}") from None
+
+
 @pytest.fixture(scope="session")
-def run(request: pytest.FixtureRequest) -> Run:
+def run(request: pytest.FixtureRequest) -> RunView:
     """This run. Without --cluster there is none."""
     found = request.config.stash.get(_RUN, None)
     if found is None:
@@ -259,7 +347,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 @pytest.fixture(scope="session")
-def pd(run: Run) -> Session:
+def pd(run: RunView) -> Session:
     """The session: cluster, facts, plan."""
     return run.session
 
@@ -270,27 +358,32 @@ def cluster(pd: Session) -> Cluster:
 
 
 @pytest.fixture
-def judge(run: Run, request: pytest.FixtureRequest) -> Judge:
+def judge(run: RunView, request: pytest.FixtureRequest) -> Judge:
     return Judge(run, request.node)
 
 
-@pytest.fixture(scope="session")
-def network(run: Run) -> Report:
+@pytest.fixture
+def network(run: RunView, request: pytest.FixtureRequest) -> Report:
     """The network validation's verdicts; reads all hosts once."""
-    return run.network()
+    __tracebackhide__ = True
+    with _ends_named(run):
+        return run.network(request.node.nodeid)
 
 
 @pytest.fixture
-def staged(run: Run) -> Topology:
+def staged(run: RunView, request: pytest.FixtureRequest) -> Topology:
     """Code and rank table lie on the hosts; nothing is started."""
-    return run.staged()
+    __tracebackhide__ = True
+    with _ends_named(run):
+        return run.staged(request.node.nodeid)
 
 
 @pytest.fixture
-def topology(run: Run) -> Topology:
+def topology(run: RunView, request: pytest.FixtureRequest) -> Topology:
     """The running topology; brought up once. Skips, named, where something below is broken."""
     __tracebackhide__ = True
-    return run.topology()
+    with _ends_named(run):
+        return run.topology(request.node.nodeid)
 
 
 @pytest.fixture
@@ -326,7 +419,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         run = item.config.stash.get(_RUN, None)
         if run is None:
             raise
-        Judge(run, item)(run.diagnosed(error))
+        Judge(run, item)(run.diagnosed(error, item.nodeid))
         raise
 
 
@@ -334,27 +427,41 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the controller cannot know of a test that a worker runs goes with its report."""
     report = yield
-    run = item.config.stash.get(_RUN, None)
-    if run is not None:
-        run.tested(report, layer_of(item))
+    layer = layer_of(item)
+    if item.config.stash.get(_RUN, None) is not None and layer is not None:
+        report.user_properties.append((_LAYER, int(layer)))
     return report
+
+
+class _Results:
+    """Registered in the controller: takes every test's report into the record."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "fault" in report.keywords and report.when == "call":
+            self._run.session.faults_made = True
+        layer = dict(report.user_properties).get(_LAYER)
+        self._run.tested(report, None if layer is None else Layer(int(str(layer))))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Tear down before the summary is printed, so that what is left behind is part of it."""
-    run = session.config.stash.get(_RUN, None)
+    run = session.config.stash.get(_OWNED, None)
     if run is not None:
         session.exitstatus = run.finish(int(exitstatus))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    run = terminalreporter.config.stash.get(_RUN, None)
+    run = terminalreporter.config.stash.get(_OWNED, None)
     if run is not None:
         run.print_summary()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    run = config.stash.get(_RUN, None)
+    run = config.stash.get(_OWNED, None)
     return [] if run is None else run.header()

@@ -1,6 +1,7 @@
 """A pytest run on a cluster: the session, what tests found, the exit code, the reports.
 
-pytest's hooks (plugin.py) call this; it knows pytest's reports but registers nothing.
+pytest's hooks (plugin.py) call this; it knows pytest's reports but registers nothing. There
+is one `Run`, in the controller; with `-n` its workers share it (sharing.py).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pytest
 
@@ -21,6 +24,7 @@ from pd_validate import recording
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.checks.explain import explained
 from pd_validate.checks.result import Report
+from pd_validate.errors import Blocked
 from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
 from pd_validate.options import Options
 from pd_validate.quarantine import load_quarantine
@@ -31,7 +35,8 @@ from pd_validate.report.record import Attachment, Outcome, RunRecord, TestResult
 from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.report.write import write_reports
-from pd_validate.session import PreflightFailed, Session, kept_run
+from pd_validate.session import Known, PreflightFailed, Session, kept_run
+from pd_validate.sharing import Desk, Handle
 from pd_validate.spec.models import Cluster
 from pd_validate.topology.topology import BringUpFailed, Topology
 from pd_validate.traffic.client import RequestFailed
@@ -40,6 +45,45 @@ T = TypeVar("T")
 
 NOT_FIT, LEFT_BEHIND, BOTH = 10, 11, 12
 _BLOCKED = ("blocked by ", "explained by ")  # how skips begin that something below has caused
+# What a question of a worker that is under way may still take when the run is ended.
+_LAST_ANSWER_SECONDS = 10.0
+
+
+class RunView(Protocol):
+    """A run as tests see it, in whichever process they run. `test` is the id of who asks.
+
+    Raises Blocked where something has failed before, and the failure itself for the test
+    that met it first, as often as that test asks (it may be run again).
+    """
+
+    @property
+    def session(self) -> Session: ...
+    @property
+    def story(self) -> Story: ...
+
+    def network(self, test: str) -> Report:
+        """The network validation's verdicts; reads all hosts once."""
+        ...
+
+    def staged(self, test: str) -> Topology:
+        """Code and rank table lie on the hosts, nothing is started."""
+        ...
+
+    def topology(self, test: str) -> Topology:
+        """The running topology; brought up once."""
+        ...
+
+    def found(self, test: str, findings: Sequence[Finding]) -> None:
+        """Take a test's findings into the record."""
+        ...
+
+    def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]:
+        """What is wrong below a request that never ended."""
+        ...
+
+    def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]:
+        """The findings with what lies under them; a sick engine blocks later tests."""
+        ...
 
 
 class Run:
@@ -60,56 +104,62 @@ class Run:
             progress=progress,
             kept=kept,
             quarantine=load_quarantine(options.quarantine),
+            lock_wait=options.lock_wait,
         )
         self.session.record.command = shlex.join(["pytest", *config.invocation_params.args])
         self._redactor = Redactor(_secrets(cluster))
         self.story = Story(self._redactor)
         self._tests: dict[str, TestResult] = {}
         self._found: dict[str, list[Finding]] = {}
-        self._bring_up_told = False
+        self._reruns: dict[str, int] = {}
         self._report_lines: list[str] = []
-        self._broken = ""  # why the lab or the harness itself cannot go on
+        self._one_at_a_time = threading.RLock()  # several workers may ask at once
+        self._bring_up_failed: _Failure | None = None  # tests without the service go on
+        self._broken: _Failure | None = None  # why the lab or the harness cannot go on at all
         self._finished = False
+        self._desk: Desk | None = None
+        self.alone_from = 0  # index of the first test that must be alone (schedule.py)
 
     # --- during the run ---------------------------------------------------------------
 
-    def topology(self) -> Topology:
-        """The running topology, or the right kind of end for the test that asked for it.
+    def network(self, test: str) -> Report:
+        """Reads and judges with progress in sight; later calls answer from memory."""
+        report = self._once(test, lambda: self.session.network)
+        self.session.add(report.findings)
+        return report
 
-        An unfit cluster blocks: skip. A failed bring-up is one failure, then skips.
-        """
-        return self._or_end(self.session.topology)
+    def staged(self, test: str) -> Topology:
+        return self._once(test, self.session.staged)
 
-    def staged(self) -> Topology:
-        """As `topology`, with nothing started yet."""
-        return self._or_end(self.session.staged)
+    def topology(self, test: str) -> Topology:
+        with self._one_at_a_time:
+            if self._bring_up_failed is not None:
+                self._bring_up_failed.meet(test)
+            try:
+                return self._once(test, self.session.topology)
+            except BringUpFailed as failure:
+                self.session.add(failure.findings)
+                self._bring_up_failed = _Failure(failure, named(failure.findings), test)
+                raise
 
-    def _or_end(self, step: Callable[[], Topology]) -> Topology:
-        __tracebackhide__ = True  # the findings say it all
-        try:
-            return self._once(step)
-        except PreflightFailed as failure:
-            pytest.skip(f"blocked by {_named(failure.findings)}")
-        except BringUpFailed as failure:
-            self.session.add(failure.findings)
-            if self._bring_up_told:
-                pytest.skip(f"blocked by {_named(failure.findings)}")
-            self._bring_up_told = True
-            xfail_if_quarantined(self.session.quarantine.mark_all(failure.findings))
-            raise AssertionError(f"the service did not come up:\n{_told(failure)}") from None
-
-    def _once(self, step: Callable[[], T]) -> T:
-        """Run a step in sight of the person who waits. What breaks it breaks one test only."""
-        if self._broken:
-            pytest.skip(f"blocked by {self._broken}")
-        try:
-            with self._visible():
-                return step()
-        except (PreflightFailed, BringUpFailed):
-            raise
-        except Exception as error:
-            self._broken = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise
+    def _once(self, test: str, step: Callable[[], T]) -> T:
+        """Run a step in sight of the person who waits. What breaks it stays broken."""
+        with self._one_at_a_time:
+            if self._finished:
+                raise Blocked("the end of the run")
+            if self._broken is not None:
+                self._broken.meet(test)
+            try:
+                with self._visible():
+                    return step()
+            except PreflightFailed as failure:
+                raise Blocked(named(failure.findings)) from failure
+            except BringUpFailed:
+                raise
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}".splitlines()[0]
+                self._broken = _Failure(error, why, test)
+                raise
 
     @contextmanager
     def _visible(self) -> Iterator[None]:
@@ -123,34 +173,55 @@ class Run:
             reporter.ensure_newline()
             yield
 
-    def network(self) -> Report:
-        """Read and judge the cluster, with progress in sight (later calls: from memory)."""
-        report = self._once(lambda: self.session.network)
-        self.session.add(report.findings)
-        return report
-
-    def diagnosed(self, error: RequestFailed) -> list[Finding]:
+    def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]:
         """What is wrong below a request that never ended. A sick engine blocks later tests."""
-        return self._blocking(self.session.diagnose(error))
+        with self._one_at_a_time:
+            return self._blocking(self.session.diagnose(error), test)
 
-    def _blocking(self, findings: list[Finding]) -> list[Finding]:
+    def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]:
+        with self._one_at_a_time:
+            return self._blocking(self.session.look_below(findings), test)
+
+    def _blocking(self, findings: list[Finding], test: str) -> list[Finding]:
         sick = [finding for finding in findings if finding.id.startswith("engine.")]
-        if sick and not self._broken:
-            self._broken = f"{sick[0].id} at {sick[0].where}"
+        if sick and self._broken is None:
+            self._broken = _Failure(AssertionError(str(sick[0])), named(sick), test)
         return findings
 
-    def found(self, nodeid: str, findings: Sequence[Finding]) -> None:
-        self.session.add(findings)
+    def found(self, test: str, findings: Sequence[Finding]) -> None:
         for finding in findings:
             self.story.finding(finding)
-        self._found.setdefault(nodeid, []).extend(findings)
+        self.record(test, findings)
 
-    def looked_below(self, findings: Sequence[Finding]) -> list[Finding]:
-        """The findings with what lies under them; a sick engine blocks later tests."""
-        return self._blocking(self.session.look_below(findings))
+    def record(self, test: str, findings: Sequence[Finding]) -> None:
+        with self._one_at_a_time:
+            self.session.add(findings)
+            self._found.setdefault(test, []).extend(findings)
+
+    # --- shared with workers ------------------------------------------------------------
+
+    def handle(self) -> Handle:
+        """What a worker needs to share this run."""
+        if self._desk is None:
+            self._desk = Desk(_Answers(self))
+            self._undo.callback(self._desk.close)
+        cluster, session = self.session.cluster, self.session
+        return Handle(
+            address=self._desk.address,
+            key=self._desk.key,
+            cluster=cluster,
+            run_id=session.run_id,
+            audit=self.options.audit,
+            quarantine=session.quarantine,
+            secrets=_secrets(cluster),
+        )
 
     def tested(self, report: pytest.TestReport, layer: Layer | None) -> None:
-        """Take one phase of a test into the record: its worst phase counts."""
+        """Take one phase of a test into the record: its worst phase counts, of its last try."""
+        if str(report.outcome) == "rerun":  # pytest-rerunfailures: there is another try
+            self._tests.pop(report.nodeid, None)
+            self._reruns[report.nodeid] = self._reruns.get(report.nodeid, 0) + 1
+            return
         outcome = _outcome(report)
         before = self._tests.get(report.nodeid)
         if before is not None and outcome is Outcome.PASSED:
@@ -162,9 +233,13 @@ class Run:
             findings=_blocking(report)
             or tuple(finding.id for finding in self._found.get(report.nodeid, []))
             or (before.findings if before else ()),
-            reason=_reason(report) or (before.reason if before else ""),
+            reason=_reason(report) or (before.reason if before else self._tries(report.nodeid)),
             layer=layer,
         )
+
+    def _tries(self, test: str) -> str:
+        reruns = self._reruns.get(test, 0)
+        return f"at try {reruns + 1}; what earlier tries found still counts" if reruns else ""
 
     # --- the end ----------------------------------------------------------------------
 
@@ -173,6 +248,7 @@ class Run:
         if self._finished:
             return exit_code
         self._finished = True
+        self._end_questions()
         with self._visible():
             found = self.session.close(keep=self.options.keep_up)
         leftovers = root_findings(self.session.quarantine.mark_all(found))
@@ -193,6 +269,12 @@ class Run:
             self.options.findings.parent.mkdir(parents=True, exist_ok=True)
             self.options.findings.write_bytes((self.options.report / "findings.json").read_bytes())
         return code
+
+    def _end_questions(self) -> None:
+        """A worker's question under way (a bring-up, maybe) must not cross the teardown."""
+        self.session.give_up()
+        if self._one_at_a_time.acquire(timeout=_LAST_ANSWER_SECONDS):
+            self._one_at_a_time.release()
 
     def _exit_code(self, pytests: int, leftovers: Sequence[Finding]) -> int:
         if self.session.preflight_failed:
@@ -267,7 +349,51 @@ def _secrets(cluster: Cluster) -> list[str]:
     return [os.environ[name] for name in names if name and name in os.environ]
 
 
-def _named(findings: Sequence[Finding]) -> str:
+@dataclass(frozen=True)
+class _Failure:
+    """What failed once and for all, told in full to the test that met it first."""
+
+    error: Exception
+    name: str  # in a few words
+    test: str
+
+    def meet(self, test: str) -> None:
+        """Raises the failure itself for its own test, Blocked for any other."""
+        raise self.error if test == self.test else Blocked(self.name)
+
+
+class _Answers:
+    """What workers ask (sharing.py), answered with what crosses to another process."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def known(self, test: str) -> Known:
+        report = self._run.network(test)
+        session = self._run.session
+        return Known(session.facts, session.pings, report)
+
+    def stage(self, test: str) -> None:
+        self._run.staged(test)
+
+    def bring_up(self, test: str) -> None:
+        self._run.topology(test)
+
+    def found(self, test: str, findings: Sequence[Finding]) -> None:
+        self._run.record(test, findings)
+
+    def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]:
+        return self._run.diagnosed(error, test)
+
+    def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]:
+        return self._run.looked_below(findings, test)
+
+    def collected(self, alone_from: int) -> None:
+        self._run.alone_from = alone_from
+
+
+def named(findings: Sequence[Finding]) -> str:
+    """What blocks, in a few words."""
     roots = root_findings(findings)
     more = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
     return f"{roots[0].id} at {roots[0].where}{more}" if roots else "an earlier failure"
@@ -282,7 +408,7 @@ def xfail_if_quarantined(findings: Sequence[Finding]) -> None:
         raise pytest.xfail.Exception("; ".join(f"{f.id} at {f.where}: {f.known}" for f in known))
 
 
-def _told(failure: BringUpFailed) -> str:
+def told(failure: BringUpFailed) -> str:
     """Each finding, and under it the log lines that it points to."""
     lines = []
     for finding in failure.findings:

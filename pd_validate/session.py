@@ -29,7 +29,7 @@ from pd_validate.checks.plan import ModelShape, check_plan
 from pd_validate.checks.pulls import check_remade_links
 from pd_validate.checks.result import Report
 from pd_validate.checks.served import check_access_logs
-from pd_validate.errors import LabError, PdValidateError, WaitTimeout
+from pd_validate.errors import ClusterLocked, LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.addresses import device_addresses
 from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
@@ -37,7 +37,7 @@ from pd_validate.findings import Finding, Severity, Where, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
-from pd_validate.hosts.supervisor import RemoteSupervisor, open_all, survey
+from pd_validate.hosts.supervisor import RemoteSupervisor, RunInfo, open_all, survey, way_out
 from pd_validate.quarantine import Quarantine, load_quarantine
 from pd_validate.ranktable import DeviceAddress, describe, generate, render
 from pd_validate.report.record import RunRecord
@@ -66,7 +66,10 @@ class PreflightFailed(PdValidateError):
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("\n".join(str(finding) for finding in findings))
+        super().__init__(self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join(str(finding) for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,12 @@ class Session:
         progress: Progress,
         kept: str | None = None,
         quarantine: Quarantine | None = None,
+        lock_wait: float = 0.0,
     ) -> None:
-        """`kept`: id of a run whose topology was left running; this session takes it over."""
+        """`kept`: id of a run whose topology was left running; this session takes it over.
+
+        `lock_wait`: seconds to wait for another run on the same hosts to end.
+        """
         self.quarantine = quarantine or load_quarantine(None)
         self.cluster = cluster
         self.run_id = kept or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -125,6 +132,7 @@ class Session:
         self.trace_text = ""
         self.faults_made = False  # a test has broken something on purpose
         self._progress = progress
+        self._lock_wait = lock_wait
         self._undo = ExitStack()
         self._supervisors: dict[str, RemoteSupervisor] = {}
         self._topology: Topology | None = None
@@ -175,12 +183,52 @@ class Session:
 
     @cached_property
     def facts(self) -> ClusterFacts:
-        """Everything read of every host, in one round trip each."""
+        """Everything read of every host, in one round trip each.
+
+        Raises PreflightFailed if another run is at work on them: its processes and ports
+        would be read as faults. Waits for its end first, if that was asked for.
+        """
+        if self._preflight_failed is not None:
+            raise self._preflight_failed
+        facts = self._read()
+        if not self._adopts and self._others(facts):
+            self._await_others(facts)
+            facts = self._read()
+        return facts
+
+    def _read(self) -> ClusterFacts:
         requests = requests_of(self.cluster, self.plan)
         return self._told(
             "reading devices, network, software",
             lambda: read_cluster(self.commands, requests),
         )
+
+    def _others(self, facts: ClusterFacts) -> dict[str, RunInfo]:
+        """The living runs that hold hosts, by host; of hosts that answer."""
+
+        def look(host: str) -> RunInfo | None:
+            lock = survey(self.commands[host], str(self.cluster.workdir_of(host))).lock
+            return lock.run if lock is not None and lock.held else None
+
+        found = in_parallel({host: partial(look, host) for host in facts.hosts})
+        return {host: run for host, run in found.items() if isinstance(run, RunInfo)}
+
+    def _await_others(self, facts: ClusterFacts) -> None:
+        others: dict[str, RunInfo] = {}
+
+        def free() -> bool | None:
+            others.clear()
+            others.update(self._others(facts))
+            for host, run in others.items():
+                self._progress.start(host, f"in use: {run}")
+            return None if others else True
+
+        try:
+            wait_for(free, seconds=self._lock_wait, what="the other run's end", interval=1.0)
+        except WaitTimeout:
+            locked = {host: f"{run}" for host, run in others.items()}
+            hints = {host: way_out(run) for host, run in others.items()}
+            raise self._unfit([_locked(h, locked[h], hints[h]) for h in locked]) from None
 
     @cached_property
     def pings(self) -> PingFacts:
@@ -225,8 +273,14 @@ class Session:
             self.add(findings)
             if not failing:
                 return
-            self._preflight_failed = PreflightFailed(failing)
+            raise self._unfit(failing)
         raise self._preflight_failed
+
+    def _unfit(self, findings: Sequence[Finding]) -> PreflightFailed:
+        """Remembers that nothing may be started, and why."""
+        self.add(findings)
+        self._preflight_failed = PreflightFailed(findings)
+        return self._preflight_failed
 
     # --- what runs -----------------------------------------------------------------------
 
@@ -245,7 +299,7 @@ class Session:
     def staged(self) -> Topology:
         """Hosts locked, code and rank table on them, nothing started yet.
 
-        Raises PreflightFailed, the same one at every later call; ClusterLocked, LabError.
+        Raises PreflightFailed, the same one at every later call; LabError.
         """
         if self._topology is None:
             self.preflight()
@@ -261,7 +315,7 @@ class Session:
         return self._topology
 
     def _supervised(self) -> dict[str, HostHandle]:
-        """Lock all hosts of the plan for this run. Raises ClusterLocked, LabError."""
+        """Lock all hosts of the plan for this run. Raises PreflightFailed, LabError."""
         used = list(dict.fromkeys(process.host for process in self.plan.processes()))
         if self._adopts:
             jobs = {host: partial(self._adopt_one, host) for host in used}
@@ -269,17 +323,28 @@ class Session:
                 if error is not None:
                     raise error
         else:
-            self._supervisors = open_all(
-                {host: self.commands[host] for host in used},
-                workdirs={host: str(self.cluster.workdir_of(host)) for host in used},
-                run_id=self.run_id,
-                lease=self.cluster.timeouts.lease,
-            )
+            try:
+                self._supervisors = open_all(
+                    {host: self.commands[host] for host in used},
+                    workdirs={host: str(self.cluster.workdir_of(host)) for host in used},
+                    run_id=self.run_id,
+                    lease=self.cluster.timeouts.lease,
+                    wait=self._lock_wait,
+                )
+            except ClusterLocked as error:  # it came between our reading and now
+                raise self._unfit([_locked(error.host, str(error), "")]) from error
         return {host: HostHandle(self.commands[host], self._supervisors[host]) for host in used}
 
     def _adopt_one(self, host: str) -> None:
-        workdir = str(self.cluster.workdir_of(host))
-        found = RemoteSupervisor.attach(self.commands[host], workdir=workdir, run_id=self.run_id)
+        self._attach(host, helps=False)
+
+    def _attach(self, host: str, *, helps: bool) -> None:
+        found = RemoteSupervisor.attach(
+            self.commands[host],
+            workdir=str(self.cluster.workdir_of(host)),
+            run_id=self.run_id,
+            helps=helps,
+        )
         if found is None:
             raise LabError(f"{host}: run {self.run_id} is not running there any more")
         self._supervisors[host] = found
@@ -446,6 +511,11 @@ class Session:
     def preflight_failed(self) -> bool:
         return self._preflight_failed is not None
 
+    def give_up(self) -> None:
+        """Whoever waits for the service in another thread need not wait any longer."""
+        if self._topology is not None:
+            self._topology.give_up()
+
     def close(self, *, keep: bool = False) -> list[Finding]:
         """Fetch logs and traces, end everything, and say what is left behind.
 
@@ -519,6 +589,95 @@ class Session:
             else:
                 self._progress.done(host)
         return result
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the owner of a run has read and judged, for sessions that share the run."""
+
+    facts: ClusterFacts
+    pings: PingFacts
+    network: Report
+
+
+class AttachedSession(Session):
+    """The session of a process that shares somebody else's run, which goes on without it.
+
+    Reads, locks, starts and ends nothing: facts and verdicts are the owner's. Connections to
+    hosts and to the service are its own.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        audit: AuditLevel,
+        run_id: str,
+        quarantine: Quarantine,
+        ask: Callable[[], Known],
+    ) -> None:
+        """`ask` gives what the owner knows; raises what kept it from knowing."""
+        super().__init__(
+            cluster, audit=audit, progress=_Unseen(), kept=run_id, quarantine=quarantine
+        )
+        self._ask = ask
+
+    @cached_property
+    def known(self) -> Known:
+        return self._ask()
+
+    @cached_property
+    def facts(self) -> ClusterFacts:
+        return self.known.facts
+
+    @cached_property
+    def pings(self) -> PingFacts:
+        return self.known.pings
+
+    @cached_property
+    def network(self) -> Report:
+        return self.known.network
+
+    def staged(self) -> Topology:
+        """The owner's, staged by it. Raises LabError if its run has ended."""
+        if self._topology is None:
+            self._topology = Topology(
+                self.cluster,
+                self.plan,
+                self._supervised(),
+                ranktable=None,
+                progress=self._progress,
+                is_up=True,
+            )
+        return self._topology
+
+    def close(self, *, keep: bool = False) -> list[Finding]:
+        """Hang up. Nothing ends, so nothing is left behind."""
+        if self._topology is not None:
+            self._topology.close()
+        for supervisor in self._supervisors.values():
+            supervisor.detach()
+        self._undo.close()
+        return []
+
+    def _start_container(self, host: RemoteHost) -> None:
+        """The owner has."""
+
+    def _adopt_one(self, host: str) -> None:
+        self._attach(host, helps=True)
+
+
+class _Unseen:
+    """Nobody watches this process's progress."""
+
+    def start(self, host: str, what: str) -> None: ...
+    def done(self, host: str, note: str = "") -> None: ...
+    def fail(self, host: str, why: str) -> None: ...
+
+
+def _locked(host: str, by: str, hint: str) -> Finding:
+    where = Where(host=host)
+    return Finding(id="host.locked", where=where, expected="a free cluster", got=by, hint=hint)
 
 
 def _symptom(error: RequestFailed, service: Service) -> Finding:

@@ -54,7 +54,9 @@ SOURCE = globals().get("SOURCE", "")  # our own text, when we were sent over
 RUN_ID = "PD_RUN_ID"
 RUN_DIR = "PD_RUN_DIR"
 PROCESS = "PD_PROCESS"
-FOR_ANYBODY = ("attach", "status", "stopped", "tail")  # all else only the run's owner may ask
+FOR_ANYBODY = ("attach", "status", "stopped", "tail")
+FOR_HELPERS = (*FOR_ANYBODY, "start", "stop", "signal")
+FOR_THE_OWNER = (*FOR_HELPERS, "beat", "at_end", "close")
 AT_END = "at_end.json"  # in the run directory: what is to be run when everything has ended
 OWN_PROCESSES = ("agent", "watch")  # values of PD_PROCESS that are the supervisor's own
 
@@ -564,6 +566,7 @@ class Agent:
         self.children: dict[str, Child] = {}
         self.kept = False
         self.owner: Lines | None = None  # whose lease it is
+        self.helpers: list[Lines] = []  # processes of the same controller, without a lease
         self.lock = -1
         self.watch: Any = None
         self.watch_pipe = -1
@@ -697,6 +700,8 @@ class Agent:
             self._end_run()
 
     def _on_end(self, client: Lines) -> None:
+        if client in self.helpers:
+            self.helpers.remove(client)
         if client is self.owner:
             self.owner = None
             if self.kept:
@@ -737,7 +742,7 @@ class Agent:
     async def _answer(self, client: Lines, message: Message) -> None:
         try:
             handler = getattr(self, "do_" + message["op"])
-            if client is not self.owner and message["op"] not in FOR_ANYBODY:
+            if message["op"] not in self._allowed(client):
                 raise Refused("attach as the owner first")
             result = handler(client, message)
             if asyncio.iscoroutine(result):
@@ -753,6 +758,11 @@ class Agent:
             client.flush(1.0)
             self.finished.set()
 
+    def _allowed(self, client: Lines) -> tuple[str, ...]:
+        if client is self.owner:
+            return FOR_THE_OWNER
+        return FOR_HELPERS if client in self.helpers else FOR_ANYBODY
+
     def do_beat(self, client: Lines, message: Message) -> None:
         return None
 
@@ -762,6 +772,8 @@ class Agent:
                 raise Refused(f"its controller {self.options.owner} is at work")
             self.owner = client
             self._heard()
+        elif message.get("helps"):
+            self.helpers.append(client)
         return self._about()
 
     def do_status(self, client: Lines, message: Message) -> list[Message]:

@@ -230,12 +230,20 @@ class RemoteSupervisor:
 
     @classmethod
     def attach(
-        cls, host: RemoteHost, *, workdir: str, run_id: str | None = None, own: bool = True
+        cls,
+        host: RemoteHost,
+        *,
+        workdir: str,
+        run_id: str | None = None,
+        own: bool = True,
+        helps: bool = False,
     ) -> Self | None:
         """Connect with a run that is alive on the host; None if there is none.
 
         With `own` it becomes ours, which only a kept run can; without, `status` and `tail`
-        work, also while its own controller is at work. Losing this connection ends nothing.
+        work, also while its own controller is at work. With `helps` instead we may also start,
+        stop and signal its processes, as one of its controller's own workers. Losing a
+        connection that is not the owner's ends nothing.
         """
         argv = ("attach", "--workdir", workdir, *(("--run-id", run_id) if run_id else ()))
         try:
@@ -243,7 +251,7 @@ class RemoteSupervisor:
         except _Absent:
             return None
         try:
-            attached._link.call("attach", host.timeouts.command, own=own)
+            attached._link.call("attach", host.timeouts.command, own=own and not helps, helps=helps)
         except BaseException:
             attached._link.close()
             raise
@@ -395,24 +403,32 @@ def open_all(
     cannot wait for each other.
     """
 
-    def open_one(name: str) -> RemoteSupervisor:
-        return RemoteSupervisor.open(
-            hosts[name],
-            workdir=workdirs[name],
-            run_id=run_id,
-            lease=lease,
-            owner=owner,
-            keep_files=keep_files,
-        )
-
     def attempt() -> dict[str, RemoteSupervisor]:
-        results = in_parallel({name: partial(open_one, name) for name in hosts})
-        opened = {n: s for n, s in results.items() if isinstance(s, RemoteSupervisor)}
-        for failure in results.values():
-            if isinstance(failure, LabError):
-                in_parallel({name: each.close for name, each in opened.items()})
-                raise failure
-        return opened
+        opened: dict[str, RemoteSupervisor] = {}
+        given_up = threading.Event()
+
+        def open_one(name: str) -> None:
+            opened[name] = RemoteSupervisor.open(
+                hosts[name],
+                workdir=workdirs[name],
+                run_id=run_id,
+                lease=lease,
+                owner=owner,
+                keep_files=keep_files,
+            )
+            if given_up.is_set():
+                opened[name].close()
+
+        try:
+            results = in_parallel({name: partial(open_one, name) for name in hosts})
+            for failure in results.values():
+                if failure is not None:
+                    raise failure
+        except BaseException:  # also Ctrl-C: nobody else knows of those that are open by now
+            given_up.set()
+            in_parallel({name: each.close for name, each in dict(opened).items()})
+            raise
+        return {name: opened[name] for name in hosts}
 
     return _patiently(attempt, wait)
 
@@ -575,7 +591,7 @@ class _Link:
             ) from None
         match hello.get("error"):
             case "locked":
-                raise ClusterLocked(_locked_by(self._name, hello))
+                raise ClusterLocked(_locked_by(self._name, hello), self._name)
             case "absent":
                 raise _Absent
             case "refused":
@@ -662,9 +678,14 @@ def _locked_by(host: str, hello: Mapping[str, Any]) -> str:
             f"{host}: {run} left its lock {hello['path']}. Only its owner's next run cleans up "
             f"by itself; after asking {run.owner}, remove {hello['path']} and {run.run_dir} there"
         )
+    return f"{host}: in use: {run}. {way_out(run)}"
+
+
+def way_out(run: RunInfo) -> str:
+    """What who needs the host can do about a run that holds it."""
     if run.kept:
-        return f"{host}: in use: {run}. Take it over with --reuse, or end it: pd-validate down"
-    return f"{host}: in use: {run}. Wait for its end, or take another cluster"
+        return "Take it over with --reuse, or end it: pd-validate down"
+    return "Wait for its end (--lock-wait), or take another cluster"
 
 
 def _named(result: Mapping[str, Any]) -> str:

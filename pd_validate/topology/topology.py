@@ -57,7 +57,10 @@ class BringUpFailed(PdValidateError):
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("\n".join(str(finding) for finding in findings))
+        super().__init__(self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join(str(finding) for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ class Topology:
         *,
         ranktable: bytes | None,
         progress: Progress,
+        is_up: bool = False,
     ) -> None:
+        """`is_up`: somebody else has brought it up, and its first answer is there."""
         self.cluster = cluster
         self.plan = plan
         self.service = Service(cluster, plan)
@@ -108,7 +113,8 @@ class Topology:
         self._ranktable = ranktable
         self._progress = progress
         self._failure: BringUpFailed | None = None
-        self._is_up = False
+        self._is_up = is_up
+        self._given_up = threading.Event()
 
     def stage(self) -> None:
         """Put code and rank table on the hosts. Raises LabError."""
@@ -139,6 +145,10 @@ class Topology:
             self._failure = failure
             raise
         self._is_up = True
+
+    def give_up(self) -> None:
+        """End a wait for readiness in another thread: the run is being ended."""
+        self._given_up.set()
 
     def status(self) -> dict[str, ProcessStatus]:
         """Every process of the plan that has been started, as its host sees it now."""
@@ -403,6 +413,8 @@ class Topology:
         still_stopped = _Twice()
 
         def ready() -> bool | None:
+            if self._given_up.is_set():
+                raise LabError("not waited for any longer: the run is being ended")
             if failed.is_set():
                 raise BringUpFailed([])
             seen = self._hosts[process.host].supervisor.status()
