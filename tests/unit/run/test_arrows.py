@@ -46,10 +46,16 @@ ALLOWED = {
     "doctor": {"spec", "hosts"},
     "options": set[str](),
     "dry_run": {"spec"},
+    # The run as workers of pytest-xdist see it.
+    "sharing": {
+        *("spec", "checks", "traffic", "topology", "report", "session", "quarantine"),
+    },
     "run": {
         *("spec", "checks", "traffic", "topology", "report", "options", "session"),
-        *("recording", "quarantine"),
+        *("recording", "quarantine", "sharing"),
     },
+    # Knows tests by their numbers.
+    "schedule": set[str](),
 }
 # Nothing below knows who drives it; of the two, only the plugin may start a twin.
 DRIVERS = {"plugin", "cli"}
@@ -157,4 +163,5 @@ def test_the_harness_needs_no_engine() -> None:
 def test_only_pytests_own_parts_import_pytest() -> None:
     """All else also works from the command line."""
     users = {name for name, path in modules("pd_validate") if "pytest" in imports(path)}
-    assert users <= {"pd_validate.plugin", "pd_validate.run", "pd_validate.report.allure"}
+    parts = {"plugin", "run", "schedule", "report.allure"}
+    assert users <= {f"pd_validate.{part}" for part in parts}

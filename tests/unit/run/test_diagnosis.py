@@ -21,10 +21,10 @@ class Run:
     session = Session()
     def __init__(self):
         self.asked, self.reports = [], []
-    def diagnosed(self, error):
+    def diagnosed(self, error, test):
         self.asked.append(str(error))
         return DIAGNOSIS
-    def looked_below(self, findings):
+    def looked_below(self, findings, test):
         return findings
     def found(self, nodeid, findings):
         pass
@@ -41,7 +41,7 @@ class Run:
         pass
 
 def pytest_configure(config):
-    config.stash[plugin._RUN] = Run()
+    config.stash[plugin._RUN] = config.stash[plugin._OWNED] = Run()
 """
 TEST = """
 from pd_validate.traffic.client import RequestFailed
