@@ -1,8 +1,9 @@
 """The SSH server of one simulated host: real keys, real shells, real SFTP, one process.
 
 ``python -m twin.sshd --config FILE`` serves until it is ended or its standard input closes
-(its parent holds the other end, so it cannot outlive the parent). It prints one JSON line
-``{"port": N}`` once it accepts connections.
+(its parent holds the other end, so it cannot outlive the parent; if it has been stopped by a
+signal, the kernel kills it then). It prints one JSON line ``{"port": N}`` once it accepts
+connections.
 
 It behaves as OpenSSH's sshd does without a terminal [tried with OpenSSH 9.2p1]: each command
 runs by ``/bin/sh -c`` in a session of its own; when the client goes away, the command gets end
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -28,6 +30,7 @@ import asyncssh
 
 _CHUNK = 64 * 1024  # bytes
 _LIFELINE = 0  # standard input: our parent's hold on us
+_PR_SET_PDEATHSIG = 1  # prctl(2); it counts the thread that started us as our parent
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ async def serve(config: SshdConfig, announce: Callable[[int], None]) -> None:
 
 
 def main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     parser = argparse.ArgumentParser(description="SSH server of one simulated host")
     parser.add_argument("--config", type=Path, required=True, help="JSON of SshdConfig")
     config = SshdConfig.from_json(parser.parse_args().config.read_text())
