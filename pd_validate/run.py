@@ -424,7 +424,9 @@ def _outcome(report: pytest.TestReport) -> Outcome:
     if report.passed:
         return Outcome.PASSED
     crash = getattr(report.longrepr, "reprcrash", None)
-    product = report.when == "call" and crash is not None and "AssertionError" in crash.message
+    # A bare `assert` is told without the name of its error.
+    product = crash is not None and crash.message.startswith(("AssertionError", "assert "))
+    product = product and report.when == "call"
     return Outcome.FAILED if product else Outcome.BROKEN
 
 

@@ -523,6 +523,9 @@ class Session:
         """
         if self._topology is not None:
             self.record.timeline += recording.spans(self._topology.timeline)
+            if not self.faults_made:  # nobody may have asked for a process that died
+                with suppress(LabError):
+                    self.add(self._topology.check_sick())
             self.logs = self._topology.logs()
             try:
                 self.trace_text = self._topology.traces()

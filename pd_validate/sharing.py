@@ -5,23 +5,20 @@ down. A worker of pytest-xdist asks it over a Unix socket for what a test needs;
 is what a later step needs to look for itself: facts, or the word that the service is up. A
 worker that dies closes its connection and costs the run nothing.
 
-The socket lies in a directory of ours alone and asks for a key that only workers are given,
-so what comes over it is trusted (it is pickled).
+The socket asks for a key that only workers are given, so what comes over it is trusted (it is
+pickled).
 """
 
 from __future__ import annotations
 
 import pickle
 import secrets
-import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Client, Connection, Listener
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from pd_validate.checks.result import Report
@@ -83,21 +80,15 @@ class Desk:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._directory = Path(tempfile.mkdtemp(prefix="pd-run-"))
         self.key = secrets.token_bytes(16)
-        self._listener = Listener(
-            str(self._directory / "owner"), family="AF_UNIX", backlog=64, authkey=self.key
-        )
+        # In the abstract namespace: nothing in the file system that a killed run would leave.
+        self.address = f"\0pd-run-{secrets.token_hex(8)}"
+        self._listener = Listener(self.address, family="AF_UNIX", backlog=64, authkey=self.key)
         threading.Thread(target=self._accept, name="desk", daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return str(self._listener.address)
 
     def close(self) -> None:
         """Answer nobody any more. Questions under way get no answer."""
         self._listener.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _accept(self) -> None:
         while True:
@@ -129,7 +120,7 @@ class WorkersRun:
     def __init__(self, handle: Handle) -> None:
         self._lock = threading.Lock()  # a test may have threads
         try:
-            self._connection = Client(handle.address, authkey=handle.key)
+            self._connection = Client(handle.address, family="AF_UNIX", authkey=handle.key)
         except OSError as error:
             raise LabError(f"the pytest that owns this run is gone: {error}") from error
         self.story = Story(Redactor(handle.secrets))

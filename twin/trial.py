@@ -105,7 +105,7 @@ def try_scenario(file: Path, *, as_user: bool = False) -> Trial:
     The twin gets a loopback network of this process, so several may run at once.
     Raises SpecError for a wrong file, TrialFailed if the run itself broke.
     """
-    with _own_network():
+    with own_network():
         scenario = load_scenario(file)
         if scenario.marks == NETWORK and not as_user:
             return _in_process(file, scenario)
@@ -113,7 +113,7 @@ def try_scenario(file: Path, *, as_user: bool = False) -> Trial:
 
 
 @contextmanager
-def _own_network() -> Iterator[None]:
+def own_network() -> Iterator[None]:
     """Addresses that no other living process uses, unless the caller has chosen some."""
     if NETWORK_VARIABLE in os.environ:
         yield

@@ -49,6 +49,7 @@ def test_every_byte_arrives(
     assert count > 0, "no block was compared: the audit is off or its trace is empty"
 
 
+@pytest.mark.alone  # counts tokens of the engines
 def test_decoder_does_not_prefill(
     pd: Session, service: Service, decoder: str, judge: Judge
 ) -> None:

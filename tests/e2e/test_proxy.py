@@ -84,6 +84,7 @@ def test_wrong_request(service: Service, where: Where, judge: Judge) -> None:
     judge(check_same_status(alone, through, where))
 
 
+@pytest.mark.alone  # waits until the engines are idle
 def test_client_leaves_mid_stream(
     pd: Session, service: Service, where: Where, judge: Judge
 ) -> None:
