@@ -143,7 +143,7 @@ def _pytest(number: signal.Signals, times: int = 1) -> Callable[[int, Hosts], No
 
 
 def _xdist_worker(pid: int, hosts: Hosts) -> None:
-    workers = [child for child in _children(pid) if "execnet" in _command(child)]
+    workers = [child for child in _children(pid) if "stdin.readline" in _command(child)]
     os.kill(workers[0], signal.SIGKILL)
 
 

@@ -11,11 +11,13 @@ CONFTEST = """
 import pytest
 from pd_validate import plugin
 from pd_validate.findings import Finding, Where
+from pd_validate.quarantine import load_quarantine
 
 HUNG = Finding(id="engine.hung", where=Where(host="d1", instance="decode-1"), got="stands still")
 
 class Session:
     cluster = None
+    quarantine = load_quarantine(None)
 
 class Run:
     session = Session()

@@ -8,9 +8,12 @@ pytest_plugins = ("pytester",)
 
 # A run without a cluster: it only remembers what tests found.
 CONFTEST = """
+import types
 import pytest
+from pd_validate.quarantine import load_quarantine
 
 class Run:
+    session = types.SimpleNamespace(quarantine=load_quarantine(None))
     def __init__(self):
         self.findings = []
     def looked_below(self, findings, test):
