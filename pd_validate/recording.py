@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pd_validate.catalogue import Layer
 from pd_validate.checks.result import Report
+from pd_validate.facts.hosts import ClusterFacts, HostFacts
 from pd_validate.facts.pings import PingFacts
 from pd_validate.findings import Finding, Verdict, Where, verdict_of
 from pd_validate.quarantine import Quarantine
@@ -13,17 +16,28 @@ from pd_validate.report.record import (
     CheckResult,
     KvPair,
     KvPull,
+    KvUsage,
     Npu,
     Ping,
     QuarantineEntry,
     Rank,
+    RequestTiming,
     Span,
 )
-from pd_validate.topology.topology import Step
+from pd_validate.spec.models import Cluster
+from pd_validate.topology.topology import LinkProof, Step
+from pd_validate.traffic.client import Answer
 from pd_validate.traffic.trace import TraceRecord, Transfer
+from pd_validate.traffic.usage import Samples
 
 
 def check_results(report: Report) -> list[CheckResult]:
+    known = {finding.as_cause() for finding in report.findings if finding.quarantined}
+
+    def hidden(finding: Finding) -> bool:
+        """Quarantined, or the consequence of nothing but what is."""
+        return finding.quarantined or (bool(finding.because) and known.issuperset(finding.because))
+
     return [
         CheckResult(
             id=result.id,
@@ -31,9 +45,8 @@ def check_results(report: Report) -> list[CheckResult]:
             verdict=result.verdict,
             seconds=result.seconds,
             layer=result.layer,
-            quarantined=result.verdict is not Verdict.PASS
-            and verdict_of(result.findings) is Verdict.PASS
-            and any(finding.quarantined for finding in result.findings),
+            quarantined=bool(result.problems) and all(map(hidden, result.problems)),
+            explained=bool(result.problems) and all(f.because for f in result.problems),
         )
         for result in report.results
     ]
@@ -112,6 +125,76 @@ def kv_pairs(transfers: Iterable[Transfer]) -> list[KvPair]:
             mismatches=before.mismatches + wrong,
         )
     return list(pairs.values())
+
+
+def link_checks(links: Iterable[LinkProof]) -> list[CheckResult]:
+    """The KV links that bring-up made and proved, one check per prefiller and decoder."""
+    return [
+        CheckResult(
+            id="kv-link",
+            where=link.where,
+            verdict=verdict_of(link.findings),
+            seconds=link.seconds,
+            layer=Layer.KV_LINK,
+        )
+        for link in links
+    ]
+
+
+def requests(answers: Iterable[Answer]) -> list[RequestTiming]:
+    """Latency of streamed answers; one that never began has none."""
+    return [
+        RequestTiming(request=answer.request_id, ttft=answer.ttft, tpot=_seconds_per_token(answer))
+        for answer in answers
+        if answer.ok and answer.ttft is not None
+    ]
+
+
+def _seconds_per_token(answer: Answer) -> float | None:
+    """Of the tokens after the first one; None if there is no other."""
+    after_first = (answer.completion_tokens or 0) - 1
+    if after_first < 1 or answer.ttft is None:
+        return None
+    return max(0.0, answer.seconds - answer.ttft) / after_first
+
+
+def kv_usage(samples: Samples) -> list[KvUsage]:
+    return [KvUsage(instance=name, samples=tuple(seen)) for name, seen in samples.items()]
+
+
+def leftovers(found: Mapping[str, Sequence[Finding]]) -> dict[str, list[str]]:
+    """By host, in words; an empty list means looked and clean."""
+    return {host: [f"{f.id}: {f.got}" for f in findings] for host, findings in found.items()}
+
+
+def environment(cluster: Cluster, facts: ClusterFacts) -> dict[str, str | dict[str, str]]:
+    """What ran where: the same on all hosts as one value, else by host."""
+    told: dict[str, str | dict[str, str]] = {
+        "hardware": cluster.hardware,
+        "model": str(cluster.model.path),
+        "connector": cluster.connector.name or cluster.connector.kind,
+    }
+    by_name: dict[str, dict[str, str]] = {}
+    for host, read in facts.hosts.items():
+        for name, value in _of_host(read):
+            by_name.setdefault(name, {})[host] = value
+    return told | by_name
+
+
+def _of_host(read: HostFacts) -> Iterator[tuple[str, str]]:
+    """Names and values; what is not installed anywhere is told by the checks, not here."""
+    software = read.software.value
+    if software is not None:
+        for name, version in software.versions.items():
+            if version is not None:
+                yield name, version
+        if software.python:
+            yield "python", software.python
+    if read.model is not None and read.model.files:
+        content = json.dumps(sorted(read.model.files.items())).encode()
+        yield "model digest", hashlib.sha256(content).hexdigest()[:16]
+    if kernel := read.tuning.get("kernel"):
+        yield "kernel", kernel
 
 
 def quarantine(entries: Quarantine, findings: Sequence[Finding]) -> list[QuarantineEntry]:

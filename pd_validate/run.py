@@ -231,8 +231,8 @@ class Run:
             outcome=outcome,
             seconds=report.duration + (before.seconds if before else 0),
             findings=_blocking(report)
-            or tuple(finding.id for finding in self._found.get(report.nodeid, []))
-            or (before.findings if before else ()),
+            or (before.findings if before and before.outcome is Outcome.BLOCKED else ())
+            or tuple(finding.id for finding in self._found.get(report.nodeid, [])),
             reason=_reason(report) or (before.reason if before else self._tries(report.nodeid)),
             layer=layer,
         )

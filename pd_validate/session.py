@@ -52,6 +52,7 @@ from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
 from pd_validate.traffic.trace import TraceRecord, Transfer, join, of_request, parse_trace
+from pd_validate.traffic.usage import UsageWatch
 from pd_validate.waiting import wait_for
 
 T = TypeVar("T")
@@ -136,6 +137,7 @@ class Session:
         self._undo = ExitStack()
         self._supervisors: dict[str, RemoteSupervisor] = {}
         self._topology: Topology | None = None
+        self._usage: UsageWatch | None = None
         self._preflight_failed: PreflightFailed | None = None
 
     # --- what is -------------------------------------------------------------------------
@@ -248,6 +250,7 @@ class Session:
         )
         self.record.checks += recording.check_results(report)
         self.record.pings += recording.pings(self.pings)
+        self.record.environment |= recording.environment(self.cluster, self.facts)
         return report
 
     @cached_property
@@ -294,6 +297,10 @@ class Session:
             topology.wait_ready()
         else:
             topology.up()
+        if self._usage is None:
+            service = topology.service
+            self._usage = UsageWatch({i: partial(service.kv_usage, i) for i in service.instances})
+            self._usage.start()
         return topology
 
     def staged(self) -> Topology:
@@ -522,7 +529,11 @@ class Session:
         Returns the leftover findings (also added to `findings`).
         """
         if self._topology is not None:
+            if self._usage is not None:
+                self.record.kv_usage = recording.kv_usage(self._usage.stop())
             self.record.timeline += recording.spans(self._topology.timeline)
+            self.record.checks += recording.link_checks(self._topology.links)
+            self.record.requests = recording.requests(self._topology.service.streamed)
             if not self.faults_made:  # nobody may have asked for a process that died
                 with suppress(LabError):
                     self.add(self._topology.check_sick())
@@ -574,6 +585,7 @@ class Session:
         found = {host: [] if isinstance(f, LabError) else f for host, f in results.items()}
         if not keep:
             self.record.checks += [recording.leftover_check(host, f) for host, f in found.items()]
+            self.record.leftovers = recording.leftovers(found)
         return [finding for findings in found.values() for finding in findings]
 
     def _ports_on(self, host: str) -> list[int]:

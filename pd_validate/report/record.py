@@ -74,7 +74,9 @@ class CheckResult(Part):
     verdict: Verdict
     seconds: Seconds = 0
     layer: Layer | None = None
-    quarantined: bool = False  # the verdict is not a pass, and nothing of it counts
+    # The verdict is not a pass, and …
+    quarantined: bool = False  # … nothing of it counts
+    explained: bool = False  # … the fault is elsewhere
 
 
 class Span(Part):

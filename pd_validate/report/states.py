@@ -62,10 +62,6 @@ def state_of_finding(finding: Finding) -> State:
     return State.QUARANTINED if finding.quarantined else _OF_SEVERITY[finding.severity]
 
 
-def state_of_check(check: CheckResult) -> State:
-    return State.QUARANTINED if check.quarantined else _OF_VERDICT[check.verdict]
-
-
 def worst_state(states: Iterable[State]) -> State:
     return min(states, key=_RANK.__getitem__, default=State.NONE)
 
@@ -89,9 +85,12 @@ class States:
         self._anchors: dict[Cause, str] = {}
         self._roots: list[Finding] = []
         self._consequences: list[Finding] = []
+        hidden: set[Cause] = set()  # consequences of what is quarantined
         for number, family in enumerate(families(record.findings), start=1):
             self._roots.append(family.root)
             self._consequences += family.consequences
+            if family.root.quarantined:
+                hidden |= {finding.as_cause() for finding in family.consequences}
             for finding in (family.root, *family.consequences):
                 self._anchors.setdefault(finding.as_cause(), f"f{number}")
         self._npus: dict[Npu, State] = {}
@@ -100,11 +99,16 @@ class States:
         self._named: dict[str, State] = {}  # instances, by what is said of them by name
         for finding in self._roots:
             self._add(finding.where, state_of_finding(finding), finding.layer)
+        # What the roots say of an NPU, before anything that only follows from it is added.
+        self._culprits = dict(self._npus)
         for finding in self._consequences:
-            self._add(finding.where, State.AFFECTED, finding.layer)
-            self._add_far_end(finding.where)
+            known = finding.as_cause() in hidden
+            state = State.QUARANTINED if known else State.AFFECTED
+            self._add(finding.where, state, finding.layer)
+            if not known:
+                self._add_far_end(finding.where)
         for check in record.checks:
-            self._add(check.where, state_of_check(check), check.layer)
+            self._add(check.where, self.check(check), check.layer)
         self._npu_anchors: dict[Npu, str] = {}
         self._host_anchors: dict[str, str] = {}
         self._id_anchors: dict[str, str] = {}
@@ -152,6 +156,19 @@ class States:
         instance = self._instances.get(where.instance or "")
         return instance.host if instance else None
 
+    def check(self, check: CheckResult) -> State:
+        """One check at one place; what could not be measured on a sick NPU suffers from it."""
+        if check.quarantined:
+            return State.QUARANTINED
+        if check.explained:
+            return State.AFFECTED
+        npu = self.npu_of(check.where)
+        if check.verdict is Verdict.UNKNOWN and npu is not None:
+            culprit = self._culprits.get(npu)
+            if culprit in (State.FAIL, State.QUARANTINED):
+                return State.AFFECTED if culprit is State.FAIL else State.QUARANTINED
+        return _OF_VERDICT[check.verdict]
+
     def npu(self, npu: Npu) -> State:
         return self._npus.get(npu, State.NONE)
 
@@ -194,7 +211,14 @@ class States:
         ]
         if any(pair.mismatches for pair in pairs):
             return State.FAIL
-        default = State.PASS if any(pair.blocks_compared for pair in pairs) else State.NONE
+        proved = any(
+            check.layer is Layer.KV_LINK
+            and check.verdict is Verdict.PASS
+            and (check.where.peer_instance, check.where.instance) == (source.name, target.name)
+            for check in self._record.checks
+        )
+        compared = any(pair.blocks_compared for pair in pairs)
+        default = State.PASS if proved or compared else State.NONE
         state = self._state_of_findings(concerns, default=default)
         ends = (self.instance(source), self.instance(target))
         if state is State.NONE and (State.FAIL in ends or State.AFFECTED in ends):
@@ -203,7 +227,7 @@ class States:
 
     def layer(self, layer: Layer) -> LayerState:
         """How a whole layer stands, from its findings, checks and tests."""
-        checks = [state_of_check(c) for c in self._record.checks if c.layer is layer]
+        checks = [self.check(c) for c in self._record.checks if c.layer is layer]
         tests = [
             test
             for test in self._record.tests

@@ -302,5 +302,4 @@ def _texts(evidence: Iterable[str]) -> Markup | None:
 
 def _footer(record: RunRecord, missing: list[str]) -> Markup:
     not_measured = f"Not measured in this run: {', '.join(missing)}. " if missing else ""
-    made_by = f"pd-validate {record.harness}".strip()
-    return el("footer", f"{not_measured}Made by {made_by}.")
+    return el("footer", f"{not_measured}Made by {record.harness or 'pd-validate'}.")

@@ -14,7 +14,7 @@ from pd_validate.findings import Where
 from pd_validate.spec.models import Cluster, Role
 from pd_validate.spec.plan import LaunchPlan
 from pd_validate.traffic.client import Answer, Client
-from pd_validate.traffic.metrics import EngineMetrics, parse_engine_metrics
+from pd_validate.traffic.metrics import EngineMetrics, kv_usage, parse_engine_metrics
 
 _PREFILL_REQUEST: Mapping[str, Any] = {
     "do_remote_decode": True,
@@ -37,7 +37,15 @@ class Service:
             name: Client(launch.url, model, timeout=timeout, name=name)
             for name, launch in plan.instances.items()
         }
-        self.proxy = Client(plan.proxy.url, model, timeout=timeout, name=plan.proxy.name)
+        # Answers that came through the proxy as streams: what latency is measured from.
+        self.streamed: list[Answer] = []
+        self.proxy = Client(
+            plan.proxy.url,
+            model,
+            timeout=timeout,
+            name=plan.proxy.name,
+            observe=self.streamed.append,
+        )
 
     def close(self) -> None:
         for client in (*self.instances.values(), self.proxy):
@@ -69,6 +77,10 @@ class Service:
     def metrics(self, instance: str) -> EngineMetrics:
         """A fresh reading of the instance's /metrics. Raises RequestFailed."""
         return parse_engine_metrics(self.instances[instance].metrics())
+
+    def kv_usage(self, instance: str) -> float:
+        """Share of the instance's KV blocks in use, 0..1. Raises RequestFailed."""
+        return kv_usage(self.instances[instance].metrics())
 
     def block_size(self) -> int:
         """Tokens per KV block, as the first prefiller says; 128 where it does not."""

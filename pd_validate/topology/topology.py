@@ -74,6 +74,15 @@ class Step:
     ok: bool
 
 
+@dataclass(frozen=True)
+class LinkProof:
+    """One prefiller-decoder pair, asked for an answer that needs all its KV links."""
+
+    where: Where
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
 class Progress(Protocol):
     """Who is told what happens on which host."""
 
@@ -109,6 +118,7 @@ class Topology:
         self.plan = plan
         self.service = Service(cluster, plan)
         self.timeline: list[Step] = []
+        self.links: list[LinkProof] = []
         self._hosts = hosts
         self._ranktable = ranktable
         self._progress = progress
@@ -330,6 +340,7 @@ class Topology:
             for prefiller in service.prefillers:
                 where = service.where(decoder, prefiller)
                 request = f"{PREFIX}link-{uuid.uuid4().hex[:8]}"
+                began = time.monotonic()
                 try:
                     answer = service.disaggregate(
                         prefiller, decoder, "warm-up", request_id=request, max_tokens=2
@@ -339,8 +350,10 @@ class Topology:
                     id_ = "kvlink.timeout" if error.timeout else "service.error"
                     at = service.where(error.server) if error.server == prefiller else where
                     symptoms = [Finding(id=id_, where=at, expected="an answer", got=str(error))]
-                if symptoms:
-                    findings += self._below_a_link(symptoms[0], request)
+                took = time.monotonic() - began
+                below = self._below_a_link(symptoms[0], request) if symptoms else []
+                self.links.append(LinkProof(where, tuple(below), took))
+                findings += below
             return findings
 
         hosts = {decoder: service.host_of(decoder) for decoder in service.decoders}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,11 +83,21 @@ class Answer:
 class Client:
     """Requests to one base URL, e.g. ``http://192.0.0.1:8080``. Thread-safe."""
 
-    def __init__(self, base_url: str, model: str, *, timeout: float, name: str = "") -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        timeout: float,
+        name: str = "",
+        observe: Callable[[Answer], None] | None = None,
+    ) -> None:
+        """`observe` is told of every answer that came as a stream, in the asking thread."""
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.timeout = timeout
         self.name = name or base_url
+        self._observe = observe
         # Hosts of a cluster are never reached through an HTTP proxy of the controller.
         self._http = httpx.Client(timeout=timeout, trust_env=False)
 
@@ -251,7 +261,10 @@ class Client:
                 partial=reader.text,
                 headers=reader.headers,
             ) from error
-        return replace(reader.answer(), server=self.name)
+        answer = replace(reader.answer(), server=self.name)
+        if self._observe is not None:
+            self._observe(answer)
+        return answer
 
     def _failed(
         self,

@@ -6,6 +6,7 @@ Names are vLLM's, 0.10.1 to 0.32 (v1/metrics/loggers.py). Counters carry the suf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -74,6 +75,17 @@ def _is_null_block(usage: float, blocks: int | None) -> bool:
     1 / (blocks - 1) for one block that is held.
     """
     return bool(blocks) and abs(usage * (blocks or 0) - 1) < 0.5 / (blocks or 1)
+
+
+_USAGE = re.compile(r"^vllm:(?:kv|gpu)_cache_usage_perc(?:\{[^}]*\})? ([0-9.eE+-]+)$", re.MULTILINE)
+_BLOCKS = re.compile(r'^vllm:cache_config_info\{.*\bnum_gpu_blocks="([0-9]+)"', re.MULTILINE)
+
+
+def kv_usage(text: str) -> float:
+    """`EngineMetrics.kv_usage` alone, without reading the rest; 0 if the gauge is not there."""
+    usage = max(map(float, _USAGE.findall(text)), default=0.0)
+    blocks = _BLOCKS.search(text)
+    return 0.0 if _is_null_block(usage, int(blocks[1]) if blocks else None) else usage
 
 
 def _sum(samples: Iterable[Sample], name: str) -> float:

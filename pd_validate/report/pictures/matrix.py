@@ -13,7 +13,7 @@ from pd_validate.findings import Where
 from pd_validate.report.markup import Markup, el, join
 from pd_validate.report.pictures.draw import svg, text, with_title
 from pd_validate.report.record import HostNode, Npu, RunRecord
-from pd_validate.report.states import State, States, state_of_check, worst_state
+from pd_validate.report.states import State, States, worst_state
 
 _LABELS = 200  # width of the check names
 _HOST_GAP = 14
@@ -43,7 +43,7 @@ def matrix(record: RunRecord, states: States) -> Markup:
     cells: dict[tuple[str, _Place], State] = {}
     for check in record.checks:
         key = (check.id, _place(check.where, states))
-        cells[key] = worst_state([state_of_check(check), cells.get(key, State.NONE)])
+        cells[key] = worst_state([states.check(check), cells.get(key, State.NONE)])
     places = [place for _, place in cells]
     hosts = _hosts(record, places)
     npus = sum(len(host.devices) for host in hosts)

@@ -339,7 +339,7 @@ def _base(command: str, *, seconds: float) -> RunRecord:
         started=STARTED,
         finished=STARTED + timedelta(seconds=seconds),
         command=command,
-        harness="0.1.0",
+        harness="pd-validate 0.1.0",
         environment={
             "hardware": "Atlas 800T A2",
             "driver": dict.fromkeys(HOSTS, "24.1.rc3"),

@@ -35,7 +35,9 @@ ALLOWED = {
     "topology": {"spec", "hosts", "facts", "checks", "traffic", "ranktable"},
     # Knows its own record only; `recording` fills it.
     "report": {"spec", "checks", "facts"},
-    "recording": {"checks", "facts", "quarantine", "report", "topology", "traffic"},
+    "recording": {
+        *("spec", "checks", "facts", "quarantine", "report", "topology", "traffic"),
+    },
     "session": {
         *("spec", "hosts", "facts", "checks", "traffic", "ranktable", "topology", "report"),
         *("recording", "quarantine"),

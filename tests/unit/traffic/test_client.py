@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pd_validate.traffic.client import Client, RequestFailed
+from pd_validate.traffic.client import Answer, Client, RequestFailed
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -193,6 +193,20 @@ def test_a_stream(server: Server, client: Client) -> None:
     assert answer.ttft is not None
     assert 0 < answer.ttft <= answer.seconds
     assert server.bodies[0]["stream_options"] == {"include_usage": True}
+
+
+def test_whoever_watches_is_told_of_streams_alone(server: Server) -> None:
+    seen: list[Answer] = []
+    client = Client(server.url, "qwen3-moe", timeout=10, observe=seen.append)
+    try:
+        server.answer = replies({"choices": [{"text": "whole"}]})
+        client.complete("Who")
+        server.answer = streams(event("pieces", 1), USAGE, DONE)
+        answer = client.complete("Who", stream=True, request_id="r7")
+    finally:
+        client.close()
+    assert seen == [answer]
+    assert seen[0].request_id == "r7"
 
 
 def test_a_character_may_be_cut_anywhere(server: Server, client: Client) -> None:

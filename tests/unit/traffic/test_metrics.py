@@ -8,7 +8,7 @@ import pytest
 
 from pd_validate.checks.drain import check_idle, check_path
 from pd_validate.findings import Where, root_findings
-from pd_validate.traffic.metrics import EngineMetrics, parse_engine_metrics
+from pd_validate.traffic.metrics import EngineMetrics, kv_usage, parse_engine_metrics
 
 # Lines of vLLM 0.32's /metrics as a decoder of the twin writes them, shortened.
 V0_32 = """\
@@ -149,3 +149,11 @@ def test_an_engine_that_does_not_tell_cannot_be_judged() -> None:
 def test_the_null_block_is_not_held(usage: float, idle: bool) -> None:
     text = V0_32.replace("requests_running{", "requests_running_{").replace("_waiting{", "_wait_{")
     assert parse_engine_metrics(text.replace("} 0.25", f"}} {usage!r}")).idle is idle
+
+
+@pytest.mark.parametrize(
+    "text",
+    [V0_32, V0_10_1, V0_32.replace("0.25", "2.5e-02"), V0_32.replace("0.25", f"{1 / 256}"), ""],
+)
+def test_usage_alone_is_the_same_as_usage_among_all(text: str) -> None:
+    assert kv_usage(text) == parse_engine_metrics(text).kv_usage
