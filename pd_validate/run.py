@@ -29,7 +29,7 @@ from pd_validate.findings import Finding, Severity, Verdict, root_findings, verd
 from pd_validate.options import Options
 from pd_validate.quarantine import load_quarantine
 from pd_validate.report.allure import Story
-from pd_validate.report.allure_files import generate, write_results_files
+from pd_validate.report.allure_files import attach_run, generate, write_results_files
 from pd_validate.report.places import Places
 from pd_validate.report.record import Attachment, Outcome, RunRecord, TestResult
 from pd_validate.report.redact import Redactor
@@ -314,6 +314,7 @@ class Run:
             return  # Allure's plugin is off, or not installed
         results = Path(directory)
         write_results_files(record, results, os.environ)
+        attach_run(self.story, record)
         places = Places(self.options.report)
         made = generate(record, results, places.allure_report, places.allure_history)
         self._report_lines.append(made.message)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pd_validate.catalogue import CATALOGUE, Layer
-from pd_validate.report.allure import FINDING_LABEL, HOST_LABEL, LAYER_LABEL
+from pd_validate.report.allure import FINDING_LABEL, HOST_LABEL, LAYER_LABEL, Kind, Story
+from pd_validate.report.families import families
 from pd_validate.report.record import RunRecord, differing_hosts
-from pd_validate.report.summary_html import headline
+from pd_validate.report.summary_html import headline, summary_html
 
 _PROJECT = Path(__file__).parents[2]
 _GENERATE_TIMEOUT = 120.0  # seconds; a run of thousands of tests takes a few
@@ -72,6 +73,19 @@ def write_results_files(
         path.write_text(text, encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def attach_run(story: Story, record: RunRecord) -> None:
+    """Attach to the run what belongs to no test: all pictures, the findings, what was left.
+
+    In the controller, before `generate`. `record` must be redacted.
+    """
+    name = "summary: topology, checks, pings, bring-up, KV, latency"
+    story.attach_to_run(name, summary_html(record), Kind.HTML)
+    told = [str(family.root) for family in families(record.findings)]
+    story.attach_to_run("findings", "\n\n".join(told) or "none")
+    left = [f"{host}: {', '.join(items) or 'nothing'}" for host, items in record.leftovers.items()]
+    story.attach_to_run("left behind", "\n".join(left) or "not looked for: nothing was started")
 
 
 def environment_properties(record: RunRecord) -> str:
