@@ -430,7 +430,10 @@ def pytest_runtest_makereport(
     """What the controller cannot know of a test that a worker runs goes with its report."""
     report = yield
     layer = layer_of(item)
-    if item.config.stash.get(_RUN, None) is not None and layer is not None:
+    run = item.config.stash.get(_RUN, None)
+    if run is not None and call.when == "teardown":
+        run.hand_in()
+    if run is not None and layer is not None:
         report.user_properties.append((_LAYER, int(layer)))
     return report
 

@@ -31,7 +31,7 @@ from pd_validate.quarantine import load_quarantine
 from pd_validate.report.allure import Story
 from pd_validate.report.allure_files import attach_run, generate, write_results_files
 from pd_validate.report.places import Places
-from pd_validate.report.record import Attachment, Outcome, RunRecord, TestResult
+from pd_validate.report.record import Attachment, Outcome, RequestTiming, RunRecord, TestResult
 from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.report.write import write_reports
@@ -75,6 +75,10 @@ class RunView(Protocol):
 
     def found(self, test: str, findings: Sequence[Finding]) -> None:
         """Take a test's findings into the record."""
+        ...
+
+    def hand_in(self) -> None:
+        """Give the owner what a test has measured beside its verdict. Never raises."""
         ...
 
     def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]:
@@ -192,6 +196,9 @@ class Run:
         for finding in findings:
             self.story.finding(finding)
         self.record(test, findings)
+
+    def hand_in(self) -> None:
+        """Nothing to do: the session has it."""
 
     def record(self, test: str, findings: Sequence[Finding]) -> None:
         with self._one_at_a_time:
@@ -388,6 +395,9 @@ class _Answers:
 
     def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]:
         return self._run.looked_below(findings, test)
+
+    def measured(self, latencies: Sequence[RequestTiming]) -> None:
+        self._run.session.record.requests += latencies
 
     def collected(self, alone_from: int) -> None:
         self._run.alone_from = alone_from

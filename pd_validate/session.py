@@ -40,7 +40,7 @@ from pd_validate.hosts.remote import RemoteHost
 from pd_validate.hosts.supervisor import RemoteSupervisor, RunInfo, open_all, survey, way_out
 from pd_validate.quarantine import Quarantine, load_quarantine
 from pd_validate.ranktable import DeviceAddress, describe, generate, render
-from pd_validate.report.record import RunRecord
+from pd_validate.report.record import RequestTiming, RunRecord
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import AuditLevel, LaunchPlan, launch_plan, run_dirs
 from pd_validate.spec.ports import port_plan
@@ -298,10 +298,23 @@ class Session:
         else:
             topology.up()
         if self._usage is None:
-            service = topology.service
-            self._usage = UsageWatch({i: partial(service.kv_usage, i) for i in service.instances})
-            self._usage.start()
+            self._usage = self._watched(topology.service)
         return topology
+
+    def _watched(self, service: Service) -> UsageWatch | None:
+        """A watch on the engines' KV usage, under way."""
+        watch = UsageWatch({i: partial(service.kv_usage, i) for i in service.instances})
+        watch.start()
+        return watch
+
+    def latencies(self) -> list[RequestTiming]:
+        """Of answers that were streamed since the last call."""
+        if self._topology is None:
+            return []
+        streamed = self._topology.service.streamed
+        fresh = streamed[:]
+        del streamed[: len(fresh)]
+        return recording.requests(fresh)
 
     def staged(self) -> Topology:
         """Hosts locked, code and rank table on them, nothing started yet.
@@ -533,7 +546,7 @@ class Session:
                 self.record.kv_usage = recording.kv_usage(self._usage.stop())
             self.record.timeline += recording.spans(self._topology.timeline)
             self.record.checks += recording.link_checks(self._topology.links)
-            self.record.requests = recording.requests(self._topology.service.streamed)
+            self.record.requests += self.latencies()
             if not self.faults_made:  # nobody may have asked for a process that died
                 with suppress(LabError):
                     self.add(self._topology.check_sick())
@@ -665,6 +678,10 @@ class AttachedSession(Session):
                 is_up=True,
             )
         return self._topology
+
+    def _watched(self, service: Service) -> UsageWatch | None:
+        """The owner watches."""
+        return None
 
     def close(self, *, keep: bool = False) -> list[Finding]:
         """Hang up. Nothing ends, so nothing is left behind."""

@@ -26,6 +26,7 @@ from pd_validate.errors import LabError
 from pd_validate.findings import Finding
 from pd_validate.quarantine import Quarantine
 from pd_validate.report.allure import Story
+from pd_validate.report.record import RequestTiming
 from pd_validate.report.redact import Redactor
 from pd_validate.session import AttachedSession, Known
 from pd_validate.spec.models import Cluster
@@ -69,10 +70,14 @@ class Owner(Protocol):
     def found(self, test: str, findings: Sequence[Finding]) -> None: ...
     def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]: ...
     def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]: ...
+    def measured(self, latencies: Sequence[RequestTiming]) -> None: ...
     def collected(self, alone_from: int) -> None: ...
 
 
-_QUESTIONS = ("known", "stage", "bring_up", "found", "diagnosed", "looked_below", "collected")
+_QUESTIONS = (
+    *("known", "stage", "bring_up", "found", "diagnosed", "looked_below", "measured"),
+    "collected",
+)
 
 
 class Desk:
@@ -157,6 +162,11 @@ class WorkersRun:
         for finding in findings:
             self.story.finding(finding)
         self._ask("found", test, findings)
+
+    def hand_in(self) -> None:
+        with suppress(LabError):  # without an owner nobody draws them
+            if latencies := self.session.latencies():
+                self._ask("measured", latencies)
 
     def collected(self, alone_from: int) -> None:
         """Say from which test on, in the order of the collection, each needs to be alone."""

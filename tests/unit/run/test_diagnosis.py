@@ -30,6 +30,8 @@ class Run:
         return findings
     def found(self, nodeid, findings):
         pass
+    def hand_in(self):
+        pass
     def tested(self, report, layer):
         self.reports.append(report.outcome)
     def finish(self, code):
