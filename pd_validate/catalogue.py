@@ -399,6 +399,13 @@ _KINDS = (
         evidence="`npu-smi info`: processes, and more than 5 GiB of memory in use. A failure where the engine's share of memory is not free, else a warning.",
     ),
     Kind(
+        "device.memory-mismatch",
+        Layer.HOST,
+        meaning="An NPU in use has another amount of memory than the others in use.",
+        fix="Use NPUs of one kind, or give that instance a gpu_memory_utilization of its own: the smallest NPU decides how much KV fits.",
+        evidence="The HBM column of `npu-smi info`. Only ever a warning.",
+    ),
+    Kind(
         "device.held",
         Layer.HOST,
         meaning="Another container holds the NPU.",
@@ -586,6 +593,13 @@ _KINDS = (
         meaning="The scheduler's limits contradict each other.",
         fix="Without chunked prefill, max_num_batched_tokens must be at least max_model_len.",
         evidence="The cluster file.",
+    ),
+    Kind(
+        "plan.memory",
+        Layer.PLAN,
+        meaning="The engine leaves too little of an NPU's memory for HCCL's buffers (EI0007, vllm-ascend #2643).",
+        fix="Lower gpu_memory_utilization or HCCL_BUFFSIZE.",
+        evidence="The HBM column of `npu-smi info`, gpu_memory_utilization, and HCCL_BUFFSIZE (200 MiB if it is not set) for each prefiller-decoder link. Only ever a warning.",
     ),
     Kind(
         "engine.exited",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pd_validate.checks.view import View, device_finding, listed
+from pd_validate.checks.view import View, device_finding, listed, usual
 from pd_validate.facts.collector import OUT_OF_TIME
 from pd_validate.facts.hosts import DeviceFacts, HostFacts
 from pd_validate.facts.npu_smi import Chip, HealthWord, Process, Row
@@ -17,6 +17,7 @@ from pd_validate.facts.reading import Reading, Reason
 from pd_validate.findings import Finding, Severity, Where
 
 IDLE_HBM = 5 * 1024  # MiB; an idle NPU shows 2.8 to 4.2 GiB of 64
+HCCL_BUFFER = 200  # MiB, HCCL_BUFFSIZE if it is not set
 _SHOWN = 3  # commands that a finding quotes
 
 # The whole host is concerned: one finding for it, not one per device.
@@ -256,6 +257,53 @@ def check_idle(view: View) -> Iterator[Finding]:
                 expected=f"an idle NPU, at most {IDLE_HBM} MiB in use",
                 got=got,
             )
+
+
+def check_memory(view: View) -> Iterator[Finding]:
+    """Equal memory for all that work together, and enough left for HCCL beside the engine's.
+
+    Only warnings: how much HCCL takes in the end depends on CANN and the model.
+    """
+    totals = dict(_memory_in_use(view))
+    common = usual(totals.values())
+    for (name, number), total in totals.items():
+        host = view.facts.hosts[name]
+        if total != common:
+            yield device_finding(
+                "device.memory-mismatch",
+                host,
+                host.devices[number],
+                Severity.WARN,
+                host.table,
+                expected=f"{common} MiB of memory, as most NPUs in use",
+                got=f"{total} MiB",
+            )
+    for name, launch in view.plan.instances.items():
+        sizes = [totals[launch.host, n] for n in launch.devices if (launch.host, n) in totals]
+        stated = launch.env.get("HCCL_BUFFSIZE", str(HCCL_BUFFER))
+        if not sizes or not stated.isdecimal():
+            continue
+        links = sum(1 for other in view.plan.instances.values() if other.role is not launch.role)
+        share = launch.engine.gpu_memory_utilization
+        left, wanted = min(sizes) * (1 - share), int(stated) * links
+        if left < wanted:
+            yield Finding(
+                id="plan.memory",
+                severity=Severity.WARN,
+                where=Where(host=launch.host, instance=name),
+                expected=f"{wanted} MiB beside the engine, for HCCL's buffers "
+                f"({stated} MiB for each of {links} links)",
+                got=f"{left:.0f} of {min(sizes)} MiB, with gpu_memory_utilization {share:g}",
+            )
+
+
+def _memory_in_use(view: View) -> Iterator[tuple[tuple[str, int], int]]:
+    """Host and number of each device in use, and its memory in MiB."""
+    for host, device in view.devices:
+        row, _ = _use(host, device)
+        used = device.device in view.cluster.devices_used(host.host)
+        if used and row is not None and row.readable:
+            yield (host.host, device.device), row.hbm_total
 
 
 def _needed(view: View, host: str, device: int) -> float:

@@ -51,6 +51,7 @@ CHECKS = (
     Check("device", Layer.HOST, devices.check_present, lambda d: ()),
     Check("health", Layer.HOST, devices.check_health, lambda d: (d.health,)),
     Check("idle", Layer.HOST, devices.check_idle, lambda d: (), idle=True),
+    Check("memory", Layer.HOST, devices.check_memory, lambda d: ()),
     Check("link", Layer.LINK, links.check_link, lambda d: (d.link,)),
     Check("link-history", Layer.LINK, links.check_link_history, lambda d: (d.link_stat,)),
     Check("optics", Layer.LINK, links.check_optics, lambda d: (d.optical,)),

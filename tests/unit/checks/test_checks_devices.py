@@ -6,6 +6,7 @@ import pytest
 from lab import BUSY, FAILED, Lab, health_text, row_text, table_text
 
 from pd_validate.facts.collector import OUT_OF_TIME
+from pd_validate.spec.models import EngineSpec
 
 QUERIES = (
     *("link", "ip", "net_health", "netdetect", "gateway", "lldp"),
@@ -207,3 +208,30 @@ def test_a_host_whose_devices_are_all_busy_is_one_finding() -> None:
     ):
         lab.answer("d2", command, *BUSY)
     assert lab.lines() == ["unknown tool.busy at d2"]
+
+
+def with_memory(lab: Lab, host: str, total: int) -> None:
+    rows = {n: row_text(n, a3=False).replace("65536", str(total)) for n in range(8)}
+    lab.answer(host, "npu-smi info", table_text(rows))
+
+
+def test_npus_in_use_with_other_memory_than_the_rest() -> None:
+    lab = Lab()
+    with_memory(lab, "d1", 32768)
+    assert lab.lines() == [
+        "warn device.memory-mismatch at d1 npu6",
+        "warn device.memory-mismatch at d1 npu7",
+    ]
+
+
+def test_engine_that_leaves_nothing_for_hccl() -> None:
+    lab = Lab(engine=EngineSpec(gpu_memory_utilization=0.995))
+    assert lab.lines() == ["warn plan.memory at p1 prefill-1"], "two links of 200 MiB, 328 left"
+    finding = lab.report().findings[0]
+    assert "200 MiB for each of 2 links" in finding.expected
+    assert finding.got == "328 of 65536 MiB, with gpu_memory_utilization 0.995"
+
+
+def test_usual_share_leaves_enough() -> None:
+    lab = Lab(engine=EngineSpec(gpu_memory_utilization=0.95, env={"HCCL_BUFFSIZE": "1024"}))
+    assert lab.lines() == []
