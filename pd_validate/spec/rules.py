@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from pd_validate.spec.models import Cluster, Role
 from pd_validate.spec.placeholders import unknown_placeholders
@@ -81,6 +82,13 @@ def _addresses(cluster: Cluster) -> Iterator[Contradiction]:
                 ("hosts", name, "address"),
                 f"`{name}` has the same address as `{first}`, {host.address}; "
                 "several instances may share one host",
+            )
+    loopback = {n: h.address for n, h in cluster.hosts.items() if ip_address(h.address).is_loopback}
+    if len(loopback) < len(cluster.hosts):  # all of them: hosts simulated on one machine
+        for name, address in loopback.items():
+            yield Contradiction(
+                ("hosts", name, "address"),
+                f"`{name}` has the loopback address {address}, which the other hosts cannot reach",
             )
 
 

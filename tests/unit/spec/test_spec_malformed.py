@@ -286,6 +286,12 @@ CASES = [
         "proxy's API (port 13700) and prefill-1's API (port 13700) both want",
     ),
     Case(
+        "loopback address among others",
+        "d1: {address: 192.0.0.2}",
+        "d1: {address: ▶127.0.0.1}",
+        "`d1` has the loopback address 127.0.0.1, which the other hosts cannot reach",
+    ),
+    Case(
         "side channel on an API port",
         "host: p1, devices: [0, 1]",
         "host: p1, devices: [0, 1], port: ▶5560",
