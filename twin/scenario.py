@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -112,11 +113,25 @@ class ConfFault(Fault):
             host.hccn_conf = None if missing else self.hccn_conf
 
 
+class PathEnd(BaseModel):
+    """One side of a path: an NPU, or without `device` (or with `"*"`) all of a host's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str  # `"*"`: every host
+    device: int | Literal["*"] | None = None
+
+    def endpoints(self, state: FabricState) -> list[Endpoint]:
+        names = list(state.hosts) if self.host == EVERY else [self.host]
+        device = None if self.device == EVERY else self.device
+        return [Endpoint(host=name, device=device) for name in names]
+
+
 class PathFault(Fault):
     """A disturbed path between NPUs, in the direction given (`both: true` for both)."""
 
-    source: Endpoint = Field(alias="from")
-    target: Endpoint = Field(alias="to")
+    source: PathEnd = Field(alias="from")
+    target: PathEnd = Field(alias="to")
     both: bool = False
     loss: float = 0.0
     unreachable: bool = False
@@ -124,9 +139,9 @@ class PathFault(Fault):
     max_bytes: int | None = None
 
     def break_fabric(self, state: FabricState) -> None:
-        ends = [(self.source, self.target)]
+        ends = list(product(self.source.endpoints(state), self.target.endpoints(state)))
         if self.both:
-            ends.append((self.target, self.source))
+            ends += [(target, source) for source, target in ends]
         for source, target in ends:
             state.paths.append(
                 fabric.PathRule(
@@ -517,10 +532,10 @@ def check_names(scenario: Scenario, state: FabricState, instances: Mapping[str, 
                 _known(f"device of host {fault.host}", int(fault.device), list(each.devices))
         if isinstance(fault, PathFault):
             for end in (fault.source, fault.target):
-                _known("host", end.host, list(state.hosts))
-                if end.device is not None:
-                    devices = state.hosts[end.host].devices
-                    _known(f"device of host {end.host}", end.device, list(devices))
+                _known("host", end.host, [*state.hosts, EVERY])
+                if end.device not in (None, EVERY):
+                    for each in _hosts(end.host, state):
+                        _known(f"device of host {end.host}", int(end.device), list(each.devices))
         if isinstance(fault, KvFault):
             for name in (fault.kv.source, fault.kv.to):
                 if name is not None:

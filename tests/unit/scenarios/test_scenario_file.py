@@ -200,6 +200,12 @@ def test_a_path_in_one_direction_or_both(tmp_path: Path, fabric: FabricState) ->
     assert ways == [("p1", "d2", 0.33), ("p1", "d1", 0.0), ("d1", "p1", 0.0)]
 
 
+def test_a_path_from_every_host_to_every_device_of_one(tmp_path: Path, fabric: FabricState) -> None:
+    broken(tmp_path, fabric, '{from: {host: "*"}, to: {host: d1, device: "*"}, loss: 0.5}')
+    ways = [(rule.source.host, rule.target.host, rule.target.device) for rule in fabric.paths]
+    assert ways == [(host, "d1", None) for host in fabric.hosts]
+
+
 def test_kv_faults_are_left_to_llm_datadist(tmp_path: Path, fabric: FabricState) -> None:
     broken(
         tmp_path,
