@@ -763,6 +763,20 @@ _KINDS = (
         evidence="No end within `timeouts.request`.",
     ),
     Kind(
+        "perf.outside",
+        Layer.SERVICE,
+        meaning="A figure is beyond its limit.",
+        fix="Compare versions, settings and load with those of the baseline's source.",
+        evidence="The figure against the file of `--baselines`; a figure without a limit is recorded. Far from its target, but within its limits, it is a warning.",
+    ),
+    Kind(
+        "drift.rising",
+        Layer.SERVICE,
+        meaning="Latency, memory or open files rise while the same work is done.",
+        fix="Something is not given back: look at the process that is named.",
+        evidence="Medians of the first and of the last third of a soak.",
+    ),
+    Kind(
         "leftover.process",
         Layer.LEFTOVER,
         meaning="A process of ours is still there.",

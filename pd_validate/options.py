@@ -34,6 +34,8 @@ class Options:
     dry_run: bool
     allow_faults: bool
     lock_wait: float
+    baselines: Path
+    soak: float
 
     @staticmethod
     def add_to(group: _Group) -> None:
@@ -87,6 +89,21 @@ class Options:
             action="store_true",
         )
         add(
+            "--baselines",
+            "PD_BASELINES",
+            "golden answers and figures to hold this run against; what has none is recorded",
+            metavar="DIR",
+            default="pd-baselines",
+        )
+        add(
+            "--soak",
+            "PD_SOAK",
+            "how long tests of the mark `soak` go on",
+            metavar="SECONDS",
+            type=float,
+            default="600",
+        )
+        add(
             "--allow-faults",
             "PD_ALLOW_FAULTS",
             "run tests that break things on purpose",
@@ -110,6 +127,8 @@ class Options:
             dry_run=namespace.pd_dry_run,
             allow_faults=namespace.pd_allow_faults,
             lock_wait=_seconds(namespace.pd_lock_wait),
+            baselines=Path(namespace.pd_baselines),
+            soak=float(namespace.pd_soak),
         )
 
     def check(self) -> None:

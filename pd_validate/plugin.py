@@ -63,6 +63,7 @@ _RUN = pytest.StashKey["RunView"]()  # wherever tests run
 _SHARED: pytest.StashKey[WorkersRun] = pytest.StashKey()  # in workers only
 _HANDLE = "pd_run"  # what a worker is given to find the run
 _LAYER = "pd_layer"  # property of a test's report: the lowest layer that its marks speak of
+ASKED_FOR = ("soak", "perf")  # marks of tests that run only where -m names them
 
 
 # --- options -----------------------------------------------------------------------------
@@ -275,6 +276,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if options.cluster:
         items.sort(key=rank)
     for item in items:
+        for name in ASKED_FOR:
+            if item.get_closest_marker(name) and name not in (config.option.markexpr or ""):
+                item.add_marker(pytest.mark.skip(reason=f"not part of a quick run: give -m {name}"))
         if item.get_closest_marker("fault") and not options.allow_faults:
             item.add_marker(
                 pytest.mark.skip(reason="breaks things on purpose: give --allow-faults")
@@ -355,6 +359,12 @@ def pd(run: RunView) -> Session:
 @pytest.fixture(scope="session")
 def cluster(pd: Session) -> Cluster:
     return pd.cluster
+
+
+@pytest.fixture(scope="session")
+def options(request: pytest.FixtureRequest) -> Options:
+    """What was asked for on the command line."""
+    return Options.of(request.config.option)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from pd_validate.report.write import write_reports
 from pd_validate.session import Known, PreflightFailed, Session, kept_run
 from pd_validate.sharing import Desk, Handle
 from pd_validate.spec.models import Cluster
+from pd_validate.topology.service import Service
 from pd_validate.topology.topology import BringUpFailed, Topology
 from pd_validate.traffic.client import RequestFailed
 
@@ -71,6 +72,10 @@ class RunView(Protocol):
 
     def topology(self, test: str) -> Topology:
         """The running topology; brought up once."""
+        ...
+
+    def running_service(self) -> Service | None:
+        """The service if it is up and nothing of it is known to be sick; starts nothing."""
         ...
 
     def found(self, test: str, findings: Sequence[Finding]) -> None:
@@ -134,6 +139,9 @@ class Run:
 
     def staged(self, test: str) -> Topology:
         return self._once(test, self.session.staged)
+
+    def running_service(self) -> Service | None:
+        return None if self._broken is not None else self.session.running_service()
 
     def topology(self, test: str) -> Topology:
         with self._one_at_a_time:

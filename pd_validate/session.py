@@ -9,6 +9,7 @@ what depends on it, not a hundred errors.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import secrets
 import shlex
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pd_validate import __version__, recording
 from pd_validate.catalogue import Layer
@@ -26,9 +27,11 @@ from pd_validate.checks.kv import check_transfers
 from pd_validate.checks.leftovers import check_leftovers, unknown_leftovers
 from pd_validate.checks.network import check_network
 from pd_validate.checks.plan import ModelShape, check_plan
+from pd_validate.checks.proxying import held_load
 from pd_validate.checks.pulls import check_remade_links
 from pd_validate.checks.result import Report
 from pd_validate.checks.served import check_access_logs
+from pd_validate.checks.volume import KvShape
 from pd_validate.errors import ClusterLocked, LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.addresses import device_addresses
 from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
@@ -131,6 +134,7 @@ class Session:
         )
         self.logs: dict[str, bytes] = {}
         self.trace_text = ""
+        self._past_logs: dict[str, int] = {}  # bytes of logs that are another run's
         self.faults_made = False  # a test has broken something on purpose
         self._progress = progress
         self._lock_wait = lock_wait
@@ -316,6 +320,11 @@ class Session:
         del streamed[: len(fresh)]
         return recording.requests(fresh)
 
+    def running_service(self) -> Service | None:
+        """The service if it is up; starts nothing."""
+        topology = self._topology
+        return topology.service if topology is not None and topology.is_up else None
+
     def staged(self) -> Topology:
         """Hosts locked, code and rank table on them, nothing started yet.
 
@@ -330,7 +339,10 @@ class Session:
                 ranktable=self._rank_table(),
                 progress=self._progress,
             )
-            if not self._adopts:
+            if self._adopts:
+                self._topology.forget_the_past()
+                self._past_logs = {n: len(log) for n, log in self._topology.logs().items()}
+            else:
                 self._topology.stage()
         return self._topology
 
@@ -444,12 +456,43 @@ class Session:
         except WaitTimeout:
             return self.all_traces()
 
-    def wait_idle(self, instance: str) -> tuple[EngineMetrics, float]:
+    def golden_identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What answers depend on: the model's files and settings, and the versions.
+
+        Raises LabError where the hosts did not say (`checks.software: false`).
+        """
+        engine = self.cluster.engine
+        host = next(iter(self.plan.instances.values())).host
+        facts = self.facts.hosts.get(host)
+        if facts is None or facts.model is None or facts.software.value is None:
+            raise LabError(f"{host}: versions or model files were not read, so no golden fits")
+        files = {name: digest for name, (_, digest) in sorted(facts.model.files.items())}
+        model = {
+            "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+            "dtype": engine.dtype,
+            "tensor_parallel": engine.tensor_parallel,
+            "quantization": engine.quantization,
+        }
+        versions = {name: v for name, v in facts.software.value.versions.items() if v is not None}
+        return model, versions
+
+    def kv_shape(self) -> KvShape | None:
+        """What a block of KV weighs; None if the model does not say, or is of another kind."""
+        host = next(iter(self.plan.instances.values())).host
+        try:
+            data = self.commands[host].get(f"{self.cluster.model.path}/config.json")
+            return KvShape.of_config(json.loads(data), self.cluster.engine.dtype)
+        except (FileNotFoundError, LabError, ValueError):
+            return None
+
+    def wait_idle(
+        self, instance: str, *, seconds: float | None = None
+    ) -> tuple[EngineMetrics, float]:
         """The instance's metrics once it is idle, or when the deadline is over; and the wait.
 
-        vLLM 0.10 renews its gauges only with the output of a request, so they show an aborted
-        one for ever: there a request of one token is sent. (Such versions do not tell where
-        prompt tokens came from.)
+        `seconds`: the deadline, else `timeouts.drain`. vLLM 0.10 renews its gauges only with the
+        output of a request, so they show an aborted one for ever: there a request of one token
+        is sent. (Such versions do not tell where prompt tokens came from.)
         """
         service = self.topology().service
         started = time.monotonic()
@@ -459,15 +502,32 @@ class Session:
             latest[:] = [service.metrics(instance)]
             return latest[0].idle or None
 
-        seconds = self.cluster.timeouts.drain
+        limit = seconds or self.cluster.timeouts.drain
         with suppress(WaitTimeout):
-            wait_for(idle, seconds=min(_GAUGE_SECONDS, seconds), what=f"{instance} idle")
+            wait_for(idle, seconds=min(_GAUGE_SECONDS, limit), what=f"{instance} idle")
         if not latest[0].idle and latest[0].computed is None:
             with suppress(RequestFailed):  # it may hang: then the gauges are right
-                service.instances[instance].complete("x", max_tokens=1, timeout=seconds)
+                service.instances[instance].complete("x", max_tokens=1, timeout=limit)
         with suppress(WaitTimeout):
-            left = started + seconds - time.monotonic()
+            left = started + limit - time.monotonic()
             wait_for(idle, seconds=max(left, 0.0), what=f"{instance} idle")
+        return latest[0], time.monotonic() - started
+
+    def wait_proxy_idle(self) -> tuple[str, float]:
+        """The proxy's metrics once it counts no load, or at the deadline; and the wait.
+
+        Empty for a proxy that has no metrics.
+        """
+        proxy = self.topology().service.proxy
+        started = time.monotonic()
+        latest = [""]
+
+        def idle() -> bool | None:
+            latest[0] = proxy.metrics()
+            return None if held_load(latest[0]) else True
+
+        with suppress(WaitTimeout, RequestFailed):
+            wait_for(idle, seconds=self.cluster.timeouts.drain, what="the proxy idle")
         return latest[0], time.monotonic() - started
 
     def diagnose(self, error: RequestFailed) -> list[Finding]:
@@ -503,7 +563,7 @@ class Session:
         """What no client saw, since a connector or a proxy made up for it."""
         hosts = self.hosts_of_instances()
         logs = {
-            name: data.decode(errors="replace").splitlines()
+            name: data[self._past_logs.get(name, 0) :].decode(errors="replace").splitlines()
             for name, data in self.logs.items()
             if name in hosts
         }

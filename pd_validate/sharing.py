@@ -31,6 +31,7 @@ from pd_validate.report.redact import Redactor
 from pd_validate.session import AttachedSession, Known
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import AuditLevel
+from pd_validate.topology.service import Service
 from pd_validate.topology.topology import Topology
 from pd_validate.traffic.client import RequestFailed
 
@@ -149,6 +150,9 @@ class WorkersRun:
     def topology(self, test: str) -> Topology:
         self._ask("bring_up", test)
         return self.session.topology()
+
+    def running_service(self) -> Service | None:
+        return self.session.running_service()
 
     def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]:
         found: list[Finding] = self._ask("diagnosed", error, test)

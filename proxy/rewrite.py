@@ -177,6 +177,16 @@ def release_body(ask: Ask, kv_transfer_params: Json) -> bytes:
     return dumps(_one_token(ask) | {"kv_transfer_params": kv_transfer_params})
 
 
+def forget_body(ask: Ask, request_id: str) -> bytes:
+    """A request of one token that names another one: its KV may go, nobody will ask for it."""
+    body = {"model": ask.body.get("model"), "max_tokens": 1}
+    if "messages" in ask.body:
+        body["messages"] = [{"role": "user", "content": "."}]
+    else:
+        body["prompt"] = "."
+    return dumps(body | {"kv_transfer_params": {"aborted_request": [request_id]}})
+
+
 # In generated text the quotes would be escaped, so this finds only the field itself.
 _CACHED_TOKENS = re.compile(rb'("cached_tokens": ?)(?:\d+|null)')
 

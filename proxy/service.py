@@ -26,6 +26,7 @@ from proxy.rewrite import (
     alone_body,
     cached_tokens,
     decode_body,
+    forget_body,
     prefill_body,
     release_body,
     with_cached_tokens,
@@ -34,6 +35,8 @@ from proxy.upstream import Answer, Cause, UpstreamError
 
 # An unwanted stream is left with its decoder until the first event, at most this long.
 FIRST_EVENT_SECONDS = 10.0
+# For the one token that names a given-up request; its prefiller may be busy.
+FORGET_SECONDS = 10.0
 # Longer than connectors hold KV that nobody pulls.
 LEFT_SECONDS = 600.0
 
@@ -225,7 +228,12 @@ class Service:
             if answer.head.status != 200:
                 return
             handoff = self._handoff(job, leg.instance, answer)
-        except (UpstreamError, LegFailed, TimeoutError):
+        except (UpstreamError, TimeoutError):
+            # Its end of the connection is closed, so the engine has aborted before this comes.
+            leg.end()
+            await self._ask_to_forget(job, leg.instance)
+            return
+        except LegFailed:
             return
         finally:
             leg.end()
@@ -377,6 +385,28 @@ class Service:
             finally:
                 leg.lease.release()
             tried.add(decoder)
+
+    async def _ask_to_forget(self, job: Job, prefiller: Instance) -> None:
+        """Name a request whose answer never came, in a shortest possible one.
+
+        A prefiller that had just finished when it saw the client's end holds KV that nobody
+        knows of. For one that had not, and for connectors that do not know the key, this is
+        one token of work.
+        """
+        request_id = f"{job.engine_id}-forget"
+        leg = Leg(prefiller, 1)
+        body = forget_body(job.ask, job.engine_id)
+        try:
+            answer = await leg.run(
+                job.engine_request(prefiller, request_id, body), limit=FORGET_SECONDS
+            )
+        except UpstreamError:
+            self._metrics.kv_left.add("prefiller-silent")
+        else:
+            if answer.head.status == 200:
+                self._metrics.kv_released.add("named")
+        finally:
+            leg.end()
 
     def _spawn(self, cleaning: Coroutine[None, None, None], engine_id: str) -> None:
         task = self._loop.create_task(cleaning)

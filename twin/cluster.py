@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pd_validate.errors import SpecError
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster, DockerExecRuntime, Host, Ssh
 from pd_validate.spec.profiles import devices_of, profile_of
@@ -24,11 +25,13 @@ from twin.fabric import Product, healthy_cluster
 from twin.faults import break_host, environment_of, write_engine_faults
 from twin.hosts import TwinError, TwinHost, TwinHosts, TwinHostSpec
 from twin.model import make_model
-from twin.scenario import Scenario, check_names
+from twin.scenario import ProxyFault, Scenario, check_names
 
 PROJECT = Path(__file__).parent.parent
 CLUSTERS = PROJECT / "clusters"
 _PREFIX = "pd-twin-"  # of a twin's directory; the process id of its owner follows
+OF_SCENARIOS = PROJECT / "tests" / "scenarios" / "clusters"  # broken, or for breaking
+OTHER_PROXY = "twin_proxy"  # module of twin/site that a scenario's `proxy` may break
 DEFAULT_CLUSTER = CLUSTERS / "twin-1p2d.yaml"
 # Another loopback network for all hosts, so that several twins can run at once.
 NETWORK_VARIABLE = "PD_TWIN_NETWORK"
@@ -49,7 +52,7 @@ def cluster_file(name: str) -> Path:
     if not name:
         return DEFAULT_CLUSTER
     path = Path(name)
-    known = [CLUSTERS / name, CLUSTERS / f"{name}.yaml"]
+    known = [CLUSTERS / name, CLUSTERS / f"{name}.yaml", OF_SCENARIOS / name]
     return next((file for file in [path, *known] if file.is_file()), path)
 
 
@@ -90,6 +93,11 @@ class TwinCluster:
             if isinstance(runtime, DockerExecRuntime):
                 machine.containers = (runtime.container,)
         check_names(scenario, fabric, described.instances)
+        if any(scenario.of(ProxyFault)) and OTHER_PROXY not in (described.proxy.command or ()):
+            raise SpecError(
+                f"the scenario breaks a proxy, and the proxy of {file.name} cannot be broken: "
+                "say `cluster: twin-other-proxy.yaml`"
+            )
         scenario.break_fabric(fabric)
 
         with ExitStack() as undo:

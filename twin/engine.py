@@ -65,7 +65,7 @@ def middleware(env: Mapping[str, str]) -> list[str]:
         instance = env["PD_INSTANCE"]
     except (KeyError, FileNotFoundError):
         return []  # started by hand, without a scenario
-    broken = any(fault["instance"] == instance for fault in faults["http"])
+    broken = faults["later"] or any(fault["instance"] == instance for fault in faults["http"])
     return ["twin_engine.http_faults.HttpFaults"] if broken else []
 
 

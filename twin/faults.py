@@ -25,6 +25,7 @@ from twin.scenario import (
     HttpFault,
     InstanceFault,
     ListenFault,
+    ProxyFault,
     Scenario,
     SshFault,
     ToolFault,
@@ -40,13 +41,23 @@ sys.stdin.read()
 """
 
 
-def write_engine_faults(state: Path, scenario: Scenario) -> None:
-    """Store the faults of instances; the file is there even if there are none."""
+def write_engine_faults(state: Path, scenario: Scenario, *, later: bool = False) -> None:
+    """Store the faults of instances; the file is there even if there are none.
+
+    `later`: faults of HTTP answers may still come, so every instance is made ready for them.
+    """
     faults = {
-        "http": [fault.model_dump() for fault in scenario.of(HttpFault)],
+        "http": [
+            {"instance": fault.instance, "http": fault.http.in_words_of_the_engine()}
+            for fault in scenario.of(HttpFault)
+        ],
         "instance": [fault.model_dump() for fault in scenario.of(InstanceFault)],
+        "proxy": next((fault.proxy for fault in scenario.of(ProxyFault)), None),
+        "later": later,
     }
-    (state / ENGINE_FAULTS).write_text(json.dumps(faults, indent=2))
+    written = (state / ENGINE_FAULTS).with_suffix(".new")  # engines may be reading it
+    written.write_text(json.dumps(faults, indent=2))
+    written.replace(state / ENGINE_FAULTS)
 
 
 def environment_of(scenario: Scenario, host: str, home: Path) -> dict[str, str]:

@@ -287,18 +287,53 @@ class InstanceFault(Fault):
 
 
 class HttpAnswer(BaseModel):
+    """What becomes of an answer: another status or body, late, cut, or none at all."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    status: int = 500
-    after_chunks: int | None = None  # None: instead of the answer; else the stream is cut there
-    request: int | None = None  # only the n-th completion request; None: every one
+    status: int | None = None  # this status instead of the answer; alone it is 500
+    body: str | None = None  # with this body, as it is: "" is empty, "{" no JSON
+    after_chunks: int | None = None  # the answer begins, and is cut there
+    delay: Annotated[float, Field(gt=0)] | None = None  # seconds before anything is sent
+    reset: bool = False  # the connection breaks instead
+    request: Annotated[int, Field(ge=1)] | None = None  # only the n-th completion; None: every one
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        instead = self.status is not None or self.body is not None
+        if self.reset and (instead or self.after_chunks is not None):
+            raise ValueError("with `reset` no answer comes: it leaves no place for another")
+        if self.after_chunks is not None and self.body is not None:
+            raise ValueError("`after_chunks` cuts the engine's own answer, `body` replaces it")
+        return self
+
+    def in_words_of_the_engine(self) -> dict[str, Any]:
+        """For twin/site/twin_engine/http_faults.py: what is to be done, and with what."""
+        deed = "delay"
+        if self.reset:
+            deed = "reset"
+        elif self.after_chunks is not None:
+            deed = "cut"
+        elif self.body is not None or self.status is not None or self.delay is None:
+            deed = "answer"
+        status = self.status or (500 if self.body is None else 200)
+        return self.model_dump(exclude={"reset"}) | {"do": deed, "status": status}
 
 
 class HttpFault(Fault):
-    """The instance answers completion requests with an error, or cuts its streams."""
+    """The instance answers completion requests wrongly, late, in part, or not at all."""
 
     instance: str
     http: HttpAnswer
+
+
+class ProxyFault(Fault):
+    """A fault that real proxies had, of the proxy of `cluster: twin-other-proxy.yaml`.
+
+    Ours has none of them: see twin/site/twin_proxy.py.
+    """
+
+    proxy: Literal["no-kv", "empty", "cut", "twice", "status", "json"]
 
 
 class KvEffect(BaseModel):
@@ -345,6 +380,7 @@ class KvFault(Fault):
 _KINDS: Mapping[str, type[Fault]] = {
     "kv": KvFault,
     "http": HttpFault,
+    "proxy": ProxyFault,
     "do": InstanceFault,
     "tool": ToolFault,
     "from": PathFault,

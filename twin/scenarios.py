@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from pd_validate.errors import PdValidateError
 from twin.cluster import PROJECT
-from twin.scenario import Expected, load_scenario
+from twin.scenario import Expected, Scenario, load_scenario
+from twin.shared import SharedTopology, can_share
 from twin.trial import NETWORK, Trial, TrialFailed, try_scenario
 
 SCENARIOS = PROJECT / "tests" / "scenarios"
@@ -81,20 +85,63 @@ def _try_all(files: Sequence[Path], *, as_user: bool) -> int:
     print(_line("scenario", "expected", "got", "seconds", "false"))
     print(_line("---", "---", "---", "---", "---"))
     failed: list[str] = []
-    for file in files:
+
+    def told(file: Path, attempt: Callable[[], Trial]) -> None:
         try:
-            trial = try_scenario(file, as_user=as_user)
+            trial = attempt()
         except (PdValidateError, TrialFailed) as error:
             print(_line(file.stem, "", "not tried", "", ""), flush=True)
             failed.append(f"{file}: {error}")
-            continue
+            return
         print(_row(trial), flush=True)
         if not trial.caught:
             failed.append(str(trial))
+
+    shared: dict[str, list[tuple[Path, Scenario]]] = {}
+    for file in files:
+        try:
+            scenario = load_scenario(file)
+        except PdValidateError:
+            scenario = None  # trying it alone will say what is wrong with it
+        if scenario is not None and can_share(scenario) and not as_user:
+            shared.setdefault(scenario.cluster, []).append((file, scenario))
+            continue
+        told(file, partial(try_scenario, file, as_user=as_user))
+    for cluster, group in shared.items():
+        _try_together(cluster, group, told)
     print(f"\n{len(files) - len(failed)} of {len(files)} scenarios caught exactly")
     for story in failed:
         print(f"\n{story}")
     return 1 if failed else 0
+
+
+def _try_together(
+    cluster: str,
+    group: Sequence[tuple[Path, Scenario]],
+    told: Callable[[Path, Callable[[], Trial]], None],
+) -> None:
+    """Scenarios whose faults come and go on one running topology; a single one needs none."""
+    if len(group) == 1:
+        file, _ = group[0]
+        told(file, partial(try_scenario, file))
+        return
+    with tempfile.TemporaryDirectory(prefix="pd-trial-") as name:
+        directory, started = Path(name), time.monotonic()
+        try:
+            topology = SharedTopology.start(cluster, directory)
+        except (PdValidateError, TrialFailed) as error:
+            for file, _ in group:
+                told(file, partial(_raise, error))
+            return
+        with topology:
+            seconds = f"{time.monotonic() - started:.1f}"
+            print(_line(f"(bring-up for {len(group)})", "", "", seconds, ""), flush=True)
+            for file, scenario in group:
+                told(file, partial(topology.try_scenario, file, scenario, directory))
+
+
+def _raise(error: Exception) -> Trial:
+    raise error
 
 
 def _row(trial: Trial) -> str:

@@ -157,17 +157,28 @@ def _in_process(file: Path, scenario: Scenario) -> Trial:
 def _as_user(file: Path, scenario: Scenario) -> Trial:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pd-trial-") as directory:
-        result = Path(directory) / "findings.json"
-        command = [sys.executable, "-m", "pytest", "-q", "--scenario", str(file.resolve())]
-        command += ["--report", f"{directory}/report", "--findings", str(result)]
-        if scenario.marks:
-            command += ["-m", scenario.marks]
-        code, output = _run(command)
-        if not result.is_file():
-            raise TrialFailed(
-                f"{file}: pytest ended with {code} and no findings:\n{output[-2000:]}"
-            )
-        document = json.loads(result.read_text(encoding="utf-8"))
+        arguments = ["--scenario", str(file.resolve())]
+        return trial_of(file, scenario, arguments, Path(directory), started)
+
+
+def trial_of(
+    file: Path, scenario: Scenario, arguments: Sequence[str], directory: Path, started: float
+) -> Trial:
+    """Run pytest with `arguments` on the part that the scenario names; compare.
+
+    `directory` gets the report. `started`: time.monotonic() at the beginning of it all.
+    Raises TrialFailed.
+    """
+    result = directory / "findings.json"
+    result.unlink(missing_ok=True)
+    command = [*arguments, "--report", f"{directory}/report", "--findings", str(result)]
+    command += ["--baselines", f"{directory}/baselines"]
+    if scenario.marks:
+        command += ["-m", scenario.marks]
+    code, output = run_pytest(command)
+    if not result.is_file():
+        raise TrialFailed(f"{file}: pytest ended with {code} and no findings:\n{output[-2000:]}")
+    document = json.loads(result.read_text(encoding="utf-8"))
     findings = [_finding(data) for data in document["findings"]]
     notes = [f"pytest ended with {code}: something was left behind"] * (code in _LEFT_BEHIND)
     roots = root_findings(findings)
@@ -176,10 +187,13 @@ def _as_user(file: Path, scenario: Scenario) -> Trial:
     return Trial(file, scenario, roots, time.monotonic() - started, notes)
 
 
-def _run(command: Sequence[str]) -> tuple[int, str]:
-    """Exit code and output. At the deadline pytest gets the time to tear down (SIGTERM)."""
+def run_pytest(arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit code and output of pytest in a process of its own.
+
+    At the deadline it gets the time to tear down (SIGTERM).
+    """
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "pytest", "-q", *arguments],
         cwd=PROJECT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -35,9 +35,14 @@ def check_idle(metrics: EngineMetrics, where: Where, *, waited: float) -> list[F
 
 
 def check_path(
-    before: EngineMetrics, after: EngineMetrics, where: Where, *, prompt_tokens: int
+    before: EngineMetrics,
+    after: EngineMetrics,
+    where: Where,
+    *,
+    prompt_tokens: int,
+    requests: int = 1,
 ) -> list[Finding]:
-    """Did the decoder get this prompt's KV from elsewhere, instead of computing it?
+    """Did the decoder get the KV of these prompts from elsewhere, instead of computing it?
 
     The last prompt token is always computed by the decoder itself (it yields the first
     logits), so one computed token per request is right; more means a silent fallback.
@@ -47,12 +52,12 @@ def check_path(
         return []
     computed = (after.computed or 0) - (before.computed or 0)
     external = (after.external or 0) - (before.external or 0)
-    if computed > 1:
+    if computed > requests:
         return [
             Finding(
                 id="kv.recomputed",
                 where=where,
-                expected=f"at most 1 of {prompt_tokens} prompt tokens computed on the decoder",
+                expected=f"at most {requests} of {prompt_tokens} prompt tokens computed here",
                 got=f"{computed} computed, {external} received",
             )
         ]

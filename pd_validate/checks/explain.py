@@ -97,8 +97,9 @@ RULES = (
     Rule("host.address-mismatch", ("host.nic-missing", "host.nic-down"), same_host),
     Rule("host.port-taken", ("host.nic-missing", "host.address-mismatch"), same_host),
     Rule("env.mismatch", ("host.nic-missing", "host.nic-down"), same_host),
-    # Engines and KV. A dead decoder never tells the prefiller that its blocks may go.
-    Rule("drain.*", ("engine.*",), anywhere),
+    # Engines and KV. A decoder that is dead, or got no hand-over, never tells the prefiller
+    # that its blocks may go.
+    Rule("drain.*", ("engine.*", "kv.recomputed", "kv.missing"), anywhere),
     Rule("kvlink.*", ("engine.*",), on_the_way),
     Rule("kv.missing", ("engine.*", "kvlink.*"), on_the_way),
     Rule("kv.recomputed", ("kv.missing", "kv.stale"), on_the_way),

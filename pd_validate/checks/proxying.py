@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from pd_validate.findings import Finding, Where
 from pd_validate.traffic.benchmark import Benchmark, Workload
 from pd_validate.traffic.client import Answer
@@ -89,5 +91,45 @@ def check_benchmark(result: Benchmark, workload: Workload, where: Where) -> list
             expected=f"{workload.requests} answers with {expected} tokens in all",
             got=f"{result.completed} answers, {result.total_output_tokens} tokens"
             + (f"; the first error: {errors[0][:200]}" if errors else ""),
+        )
+    ]
+
+
+# What our proxy says of itself on /metrics; another proxy that says nothing is not judged.
+_LOAD = (
+    "pd_proxy_in_flight",
+    "pd_proxy_queued",
+    "pd_proxy_cleaning_up",
+    "pd_proxy_instance_in_flight",
+    "pd_proxy_instance_load_tokens",
+)
+
+
+def held_load(text: str) -> dict[str, float]:
+    """Load figures of the proxy's Prometheus text that are not zero, by name and labels."""
+    held = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in _LOAD and sample.value != 0:
+                told = ",".join(f"{key}={value}" for key, value in sample.labels.items())
+                held[f"{sample.name}{{{told}}}" if told else sample.name] = sample.value
+    return held
+
+
+def check_load_released(text: str, where: Where, *, waited: float) -> list[Finding]:
+    """After all requests ended the proxy counts none; `waited`: seconds since (A36).
+
+    Load that stays after clients left sends all later requests to the other instances.
+    """
+    held = held_load(text)
+    if not held:
+        return []
+    return [
+        Finding(
+            id="proxy.stuck",
+            where=where,
+            expected="no load in the proxy's own figures",
+            got=", ".join(f"{name} {value:g}" for name, value in held.items())
+            + f" after {waited:.0f} s",
         )
     ]

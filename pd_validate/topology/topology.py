@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import threading
 import time
 import uuid
@@ -83,6 +84,31 @@ class LinkProof:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """Memory (resident bytes, shared pages counted in each process) and open files."""
+
+    rss: int
+    handles: int
+
+
+# Run on a host, with the pid of a session's leader: everything of that session.
+_FOOTPRINT = """
+import os, sys
+rss = handles = 0
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        stat = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+        if stat[3] != sys.argv[1]:
+            continue
+        rss += int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
+        handles += len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        continue
+print(rss, handles)
+"""
+
+
 class Progress(Protocol):
     """Who is told what happens on which host."""
 
@@ -125,6 +151,7 @@ class Topology:
         self._failure: BringUpFailed | None = None
         self._is_up = is_up
         self._given_up = threading.Event()
+        self._past: frozenset[str] = frozenset()  # lines of traces that are not ours
 
     def stage(self) -> None:
         """Put code and rank table on the hosts. Raises LabError."""
@@ -160,6 +187,11 @@ class Topology:
         """End a wait for readiness in another thread: the run is being ended."""
         self._given_up.set()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether bring-up has ended well."""
+        return self._is_up
+
     def status(self) -> dict[str, ProcessStatus]:
         """Every process of the plan that has been started, as its host sees it now."""
         found: dict[str, ProcessStatus] = {}
@@ -169,10 +201,11 @@ class Topology:
 
     def check_alive(self) -> list[Finding]:
         """A finding for every process that has ended by itself."""
+        seen = self.status()
         return [
             self._exited(process, status)
             for process in self.plan.processes()
-            if (status := self.status().get(process.name)) and not status.alive
+            if (status := seen.get(process.name)) and not status.alive
         ]
 
     def check_stopped(self) -> list[Finding]:
@@ -239,6 +272,43 @@ class Topology:
         results = in_parallel({name: partial(one, launch) for name, launch in launches.items()})
         return [f for r in results.values() if not isinstance(r, LabError) for f in r]
 
+    def kill(self, name: str) -> None:
+        """SIGKILL for all of a process, as the kernel does when memory runs out. For faults."""
+        self._supervisor_of(name).signal(name, signal.SIGKILL, match="")
+
+    def pause(self, name: str, *, match: str) -> int:
+        """SIGSTOP for what has `match` in its title; `resume` undoes it. For faults."""
+        return self._supervisor_of(name).signal(name, signal.SIGSTOP, match=match)
+
+    def resume(self, name: str) -> None:
+        self._supervisor_of(name).signal(name, signal.SIGCONT, match="")
+
+    def restart(self, name: str) -> None:
+        """Start a process anew, whatever became of it, and wait until it is healthy.
+
+        Raises BringUpFailed.
+        """
+        process = next(each for each in self.plan.processes() if each.name == name)
+        supervisor = self._supervisor_of(name)
+        supervisor.stop(name, timeout=self.cluster.timeouts.stop)
+        supervisor.start(_spec(process))
+        deadline = time.monotonic() + self.cluster.timeouts.ready
+        self._wait_healthy(process, deadline, threading.Event())
+
+    def footprint(self, name: str) -> Footprint:
+        """What a process and all below it hold now. Raises LabError."""
+        host = next(each.host for each in self.plan.processes() if each.name == name)
+        commands = self._hosts[host].commands
+        pid = self.status()[name].pid
+        output = commands.python(_FOOTPRINT, args=[str(pid)], timeout=self.cluster.timeouts.command)
+        try:
+            rss, handles = output.stdout.split()
+            return Footprint(rss=int(rss), handles=int(handles))
+        except ValueError:
+            raise LabError(
+                f"{host}: cannot read what {name} holds: {output.stderr.strip()[-200:]}"
+            ) from None
+
     def fetch(self, path_of: Callable[[Process], str]) -> dict[str, bytes]:
         """A file of every process, by process name; what is absent is left out."""
         found: dict[str, bytes] = {}
@@ -261,7 +331,7 @@ class Topology:
         )
 
     def traces(self) -> str:
-        """All lines of the KV audit's trace, of all hosts."""
+        """All lines of the KV audit's trace, of all hosts; since `forget_the_past`, if called."""
         text = ""
         for host in self._used_hosts():
             run_dir = self._hosts[host].supervisor.run_dir
@@ -271,7 +341,13 @@ class Topology:
             output = self._hosts[host].commands.run(command, timeout=self.cluster.timeouts.command)
             for content in output.stdout.split(_FILE_END):
                 text += content[: content.rfind("\n") + 1]
-        return text
+        if not self._past:
+            return text
+        return "".join(line for line in text.splitlines(True) if line not in self._past)
+
+    def forget_the_past(self) -> None:
+        """Let traces begin now: what ran before belongs to another run of the harness."""
+        self._past = frozenset(self.traces().splitlines(keepends=True))
 
     def close(self) -> None:
         self.service.close()
@@ -483,6 +559,10 @@ class Topology:
             return self._hosts[process.host].supervisor.tail(process.name, lines=_LOG_LINES)
         except LabError as error:
             return [f"(log not readable: {error})"]
+
+    def _supervisor_of(self, name: str) -> Supervisor:
+        host = next(each.host for each in self.plan.processes() if each.name == name)
+        return self._hosts[host].supervisor
 
     def _used_hosts(self) -> list[str]:
         return list(dict.fromkeys(process.host for process in self.plan.processes()))

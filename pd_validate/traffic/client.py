@@ -325,7 +325,7 @@ def _whole_answer(
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return Answer(
             request_id, response.status_code, "", headers=headers, seconds=seconds,
-            error=f"not an answer: {shown[:200]!r}", done=False,
+            error=f"not an answer: {shown[:200]!r}", done=not content.strip(),
         )  # fmt: skip
     choice = data["choices"][0]
     usage = data.get("usage") or {}

@@ -27,6 +27,11 @@ def prompt_of(length: str, block_size: int, *, seed: int = 0) -> list[int]:
     return tokens(blocks * block_size + rest, seed=seed)
 
 
+def longest(max_model_len: int, *, answer: int, seed: int = 0) -> list[int]:
+    """A prompt that leaves room for `answer` tokens and not one more."""
+    return tokens(max_model_len - answer, seed=seed)
+
+
 def tokens(length: int, *, seed: int = 0) -> list[int]:
     """`length` token ids that no other (length, seed) starts with: no prefix is shared."""
     generator = random.Random(f"{length}/{seed}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pd_validate.checks.drain import check_idle
+from pd_validate.checks.figures import check_pulls
 from pd_validate.checks.kv import check_transfers, compared_blocks
-from pd_validate.findings import Where
+from pd_validate.checks.volume import check_pairs
 from pd_validate.plugin import Judge
 from pd_validate.session import Session
 from pd_validate.topology.service import Service
@@ -27,13 +28,28 @@ def test_every_transfer_of_the_run(pd: Session, judge: Judge) -> None:
     assert count > 0, "no block was compared: the audit is off or its trace is empty"
 
 
+def test_every_pair_of_ranks_was_exercised(pd: Session, service: Service, judge: Judge) -> None:
+    """No prefiller-decoder pair, and no rank of one, is green because nothing went over it."""
+    ranks = {
+        (prefiller, decoder): len(pd.plan.instances[decoder].devices)
+        for prefiller in service.prefillers
+        for decoder in service.decoders
+    }
+    judge(check_pairs(join(pd.settled_traces()), ranks, pd.hosts_of_instances()))
+
+
+@pytest.mark.usefixtures("service")
+def test_no_pair_is_slow(pd: Session, judge: Judge) -> None:
+    """Pulls of one pair of ranks that take much longer than the others' are a warning."""
+    judge(check_pulls(join(pd.settled_traces()), pd.hosts_of_instances()))
+
+
 def test_instance_returns_to_zero(
     pd: Session, service: Service, instance: str, judge: Judge
 ) -> None:
     """Nothing runs, nothing waits, no KV block is held."""
     metrics, waited = pd.wait_idle(instance)
-    where = Where(host=service.host_of(instance), instance=instance)
-    judge(check_idle(metrics, where, waited=waited))
+    judge(check_idle(metrics, service.where(instance), waited=waited))
 
 
 def test_processes_still_live(topology: Topology, judge: Judge) -> None:

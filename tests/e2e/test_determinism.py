@@ -21,7 +21,7 @@ REPETITIONS = 20
 def test_same_request_repeated(pd: Session, service: Service, judge: Judge) -> None:
     """20 times through the proxy, over all decoders."""
     answers = [service.proxy.complete("Who are you?", max_tokens=16) for _ in range(REPETITIONS)]
-    judge(check_determinism(answers, Where(instance=service.proxy.name), tolerance=pd.tolerance))
+    judge(check_determinism(answers, service.where(service.proxy.name), tolerance=pd.tolerance))
 
 
 def test_same_request_on_every_decoder(pd: Session, service: Service, judge: Judge) -> None:
@@ -39,7 +39,7 @@ def test_seeded_sampling_repeats(pd: Session, service: Service, judge: Judge) ->
         service.proxy.complete("Roll the dice:", max_tokens=16, temperature=1.0, seed=7)
         for _ in range(4)
     ]
-    judge(check_determinism(answers, Where(instance=service.proxy.name), tolerance=pd.tolerance))
+    judge(check_determinism(answers, service.where(service.proxy.name), tolerance=pd.tolerance))
 
 
 def test_among_others(pd: Session, service: Service, judge: Judge) -> None:
@@ -54,5 +54,5 @@ def test_among_others(pd: Session, service: Service, judge: Judge) -> None:
         among = service.proxy.complete(canary, max_tokens=16)
         for other in others:
             assert other.result().ok, other.result().error[:300]
-    where = Where(instance=service.proxy.name)
+    where = service.where(service.proxy.name)
     judge(check_determinism([alone, among], where, tolerance=pd.tolerance))

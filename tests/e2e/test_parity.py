@@ -10,7 +10,6 @@ import pytest
 from prompts import LENGTHS, prompt_of
 
 from pd_validate.checks.answers import check_parity
-from pd_validate.findings import Where
 from pd_validate.plugin import Judge
 from pd_validate.session import Session
 from pd_validate.topology.service import Service
@@ -28,7 +27,7 @@ def test_pd_equals_prefiller_alone(
     alone = service.instances[prefiller].complete(prompt, max_tokens=24, ignore_eos=True)
     assert alone.ok, f"the prefiller alone answered {alone.status}: {alone.error[:300]}"
     through = service.disaggregate(prefiller, decoder, prompt, max_tokens=24, ignore_eos=True)
-    where = Where(host=service.host_of(decoder), instance=decoder, peer_instance=prefiller)
+    where = service.where(decoder, prefiller)
     judge(check_parity(alone, through, where, tolerance=pd.tolerance))
 
 
@@ -39,7 +38,7 @@ def test_proxy_equals_prefiller_alone(pd: Session, service: Service, judge: Judg
     for _ in range(4 * len(service.decoders)):
         through = service.proxy.complete("Who are you?", max_tokens=100)
         served.add(through.headers.get("x-pd-decode", "unknown"))
-        where = Where(instance=service.proxy.name)
+        where = service.where(service.proxy.name)
         judge(check_parity(alone, through, where, tolerance=pd.tolerance))
         if len(served) == len(service.decoders):
             break
@@ -51,6 +50,6 @@ def test_streaming_equals_not_streaming(pd: Session, service: Service, judge: Ju
     """The same text and tokens, in pieces."""
     whole = service.proxy.complete("Tell me a story.", max_tokens=40)
     pieces = service.proxy.complete("Tell me a story.", max_tokens=40, stream=True)
-    where = Where(instance=service.proxy.name)
+    where = service.where(service.proxy.name)
     judge(check_parity(whole, pieces, where, tolerance=pd.tolerance))
     assert pieces.done

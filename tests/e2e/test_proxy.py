@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def where(service: Service) -> Where:
-    return Where(host=service.cluster.proxy.host, instance=service.proxy.name)
+    return service.where(service.proxy.name)
 
 
 def test_health_check(service: Service) -> None:
@@ -93,6 +93,6 @@ def test_client_leaves_mid_stream(
         service.proxy.abandon(tokens(300, seed=seed), max_tokens=400, after_events=3)
     for instance in service.cluster.instances:
         metrics, waited = pd.wait_idle(instance)
-        place = Where(host=service.host_of(instance), instance=instance)
+        place = service.where(instance)
         judge(check_idle(metrics, place, waited=waited))
     judge(check_served(service.proxy.complete("Still there?", max_tokens=4), where))

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from pd_validate.checks.answers import check_served
-from pd_validate.findings import Where
 from pd_validate.plugin import Judge
 from pd_validate.session import Session
 from pd_validate.topology.service import Service
@@ -45,7 +44,7 @@ def test_processes_live(topology: Topology, judge: Judge) -> None:
 def test_guides_curl(service: Service, judge: Judge) -> None:
     """'Who are you?', 100 tokens, temperature 0, through the proxy: 200 and text."""
     answer = service.proxy.complete("Who are you?", max_tokens=100)
-    judge(check_served(answer, Where(instance=service.proxy.name)))
+    judge(check_served(answer, service.where(service.proxy.name)))
     assert answer.completion_tokens
     assert answer.finish_reason in ("length", "stop")
     judge.note(f"answer: {answer.text!r}")
@@ -55,4 +54,4 @@ def test_guides_curl(service: Service, judge: Judge) -> None:
 def test_every_pair_is_linked(service: Service, prefiller: str, decoder: str, judge: Judge) -> None:
     """A request prefilled on this prefiller can be decoded on this decoder."""
     answer = service.disaggregate(prefiller, decoder, "Is this link up?", max_tokens=4)
-    judge(check_served(answer, Where(instance=decoder, peer_instance=prefiller)))
+    judge(check_served(answer, service.where(decoder, prefiller)))

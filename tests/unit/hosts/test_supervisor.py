@@ -228,6 +228,20 @@ def test_a_signal_goes_to_the_process_or_to_those_of_that_title(
     assert not any(map(lives, workers))
 
 
+def test_a_worker_that_stands_still_is_seen_and_nobody_else(
+    run: RemoteSupervisor, engine: str
+) -> None:
+    start_family(run, engine)
+    assert run.stopped(engine) == []
+    assert run.signal(engine, signal.SIGSTOP, match="Worker_TP1") == 1
+    (worker,) = wait_for(
+        lambda: run.stopped(engine) or None, seconds=5, what="a worker that stands still"
+    )
+    assert "Worker_TP1" in worker.title
+    assert run.signal(engine, signal.SIGCONT, match="") > 1
+    wait_for(lambda: True if not run.stopped(engine) else None, seconds=5, what="its going on")
+
+
 def test_threads_share_a_supervisor(run: RemoteSupervisor, engine: str) -> None:
     names = [f"{engine}-{n}" for n in range(8)]
     with ThreadPoolExecutor(8) as pool:

@@ -40,6 +40,7 @@ class Fault:
     empty: bool = False  # 200 and nothing
     no_done: bool = False  # a stream that ends cleanly without [DONE]
     error_event: bool = False  # a stream that starts with an error event
+    late: float = 0.0  # between the end of a prefill and its answer, for `finishes_first`
     token_delay: float = 0.0
     stall_after: int = -1  # tokens, then nothing more
     no_handover: bool = False  # a prefiller that answers kv_transfer_params null
@@ -68,6 +69,7 @@ class Engine:
     fault: Fault | None = None
     healthy: bool = True
     cached_tokens: int | None = None  # reported in the usage
+    finishes_first: bool = False  # an abort comes just after the end of the prefill
     admit_seconds: float = 0.0  # between the arrival of a request and its admission
     seen: list[Seen] = field(default_factory=list)
     kv: dict[str, object] = field(default_factory=dict)  # request id: prompt
@@ -141,9 +143,13 @@ class Engine:
         return response
 
     def _abort(self, request_id: str) -> None:
-        """As an engine does: what it holds for a request goes when the request is aborted."""
+        """As an engine does: what it holds for a request goes when the request is aborted.
+
+        With `finishes_first` it had just ended the prefill, and its KV is held for a decoder.
+        """
         self.aborted += 1
-        self.kv.pop(request_id, None)
+        if not self.finishes_first:
+            self.kv.pop(request_id, None)
 
     async def _serve(
         self, request: web.BaseRequest, request_id: str, body: dict[str, Any], fault: Fault
@@ -156,6 +162,8 @@ class Engine:
                 status=fault.status, body=fault.body, content_type="application/json"
             )
         params = body.get("kv_transfer_params") or {}
+        for given_up in params.get("aborted_request", ()):
+            self.kv.pop(given_up, None)
         prompt = body.get("prompt", body.get("messages"))
         if prompt is None:
             return web.json_response({"error": {"message": "no prompt", "code": 400}}, status=400)
@@ -183,6 +191,8 @@ class Engine:
         params: dict[str, Any] | None = None
         if not fault.no_handover and fault.reset != "head":
             self.kv[request_id] = prompt
+            if self.finishes_first:
+                await asyncio.sleep(fault.late)
             params = {
                 "do_remote_prefill": True,
                 "do_remote_decode": False,

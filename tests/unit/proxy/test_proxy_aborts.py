@@ -25,7 +25,7 @@ async def leave(asked: asyncio.Task[Reply]) -> None:
 @asynchronous
 async def test_gone_during_prefill_stops_the_prefiller(stream: bool) -> None:
     async with pd() as it:
-        it.prefillers[0].fault = Fault(delay=60)
+        it.prefillers[0].fault = Fault(delay=60, times=1)
         asked = asyncio.create_task(it.ask(stream=stream))
         await until(lambda: it.prefillers[0].running == 1, "no prefill")
         await leave(asked)
@@ -33,6 +33,23 @@ async def test_gone_during_prefill_stops_the_prefiller(stream: bool) -> None:
         assert it.prefillers[0].aborted == 1
         assert all(d.seen == [] for d in it.decoders)
         assert await it.metric("pd_proxy_client_aborts_total", phase="prefill") == 1
+
+
+@both_forms
+@asynchronous
+async def test_gone_just_after_the_prefill_ended(stream: bool) -> None:
+    """No answer comes any more, and the prefiller holds KV that nobody knows of: it is named."""
+    async with pd() as it:
+        prefiller = it.prefillers[0]
+        prefiller.finishes_first = True
+        prefiller.fault = Fault(late=60, times=1)
+        asked = asyncio.create_task(it.ask(stream=stream))
+        await until(lambda: len(prefiller.kv) == 1, "no prefill")
+        await leave(asked)
+        await it.at_rest()
+        assert prefiller.aborted == 1
+        assert prefiller.kv == {}
+        assert await it.metric("pd_proxy_kv_released_total", how="named") == 1
 
 
 @both_forms

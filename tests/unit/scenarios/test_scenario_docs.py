@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twin import scenario as vocabulary
-from twin.cluster import CLUSTERS, PROJECT
+from twin.cluster import PROJECT, cluster_file
 from twin.fabric import Product, healthy_cluster
 from twin.scenario import Fault, check_names, load_scenario
 from twin.scenarios import SCENARIOS, listing, scenario_files
@@ -23,7 +23,7 @@ def test_example_loads_and_can_be_applied(tmp_path: Path, example: str) -> None:
     file = tmp_path / "example.yaml"
     file.write_text(textwrap.dedent(example))
     scenario = load_scenario(file)
-    assert (CLUSTERS / scenario.cluster).is_file()
+    assert cluster_file(scenario.cluster).is_file()
     product = Product.A3 if "a3" in scenario.cluster else Product.A2
     fabric = healthy_cluster({"p1": "127.0.0.1", "d1": "127.0.0.2", "d2": "127.0.0.3"}, product)
     check_names(scenario, fabric, dict.fromkeys(("prefill-1", "decode-1", "decode-2")))

@@ -23,8 +23,10 @@ SITE = PROJECT / "twin" / "site"
 
 
 @pytest.fixture(autouse=True)
-def _site(monkeypatch: pytest.MonkeyPatch) -> None:
+def _site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(SITE))
+    monkeypatch.setenv("PD_INSTANCE", "decode-1")
+    monkeypatch.setenv("TWIN_STATE", str(tmp_path))
 
 
 def scenario(*faults: Mapping[str, object]) -> Scenario:
@@ -34,9 +36,30 @@ def scenario(*faults: Mapping[str, object]) -> Scenario:
 # --- HTTP -----------------------------------------------------------------------------------------
 
 
-def answers(faults: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> list[list[Any]]:
+class Cycle:
+    """As much of uvicorn's cycle of one request as a fault needs."""
+
+    def __init__(self, got: list[Any]) -> None:
+        self._got = got
+
+    @property
+    def transport(self) -> Cycle:
+        return self
+
+    def abort(self) -> None:
+        self._got.append("reset")
+
+    async def receive(self) -> dict[str, Any]:
+        return {}
+
+
+def answers(
+    state: Path, faults: Sequence[Mapping[str, Any]], paths: Sequence[str]
+) -> list[list[Any]]:
     """What a client gets for requests to `paths`, one after the other; [..., "cut"] if cut."""
     from twin_engine.http_faults import HttpFaults, StreamCut
+
+    write_engine_faults(state, scenario(*faults))
 
     async def engine(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -51,13 +74,13 @@ def answers(faults: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> list[l
             got.append(message.get("status") or message["body"])
 
         try:
-            await app({"type": "http", "path": path}, None, send)
+            await app({"type": "http", "path": path}, Cycle(got).receive, send)
         except StreamCut:
             got.append("cut")
         return got
 
     async def all_of_them() -> list[list[Any]]:
-        app = HttpFaults(engine, faults)
+        app = HttpFaults(engine)
         return [await ask(app, path) for path in paths]
 
     return asyncio.run(all_of_them())
@@ -67,25 +90,68 @@ WHOLE = [200, b"0", b"1", b"2", b"3", b""]
 COMPLETIONS = "/v1/completions"
 
 
-def http(**words: object) -> dict[str, object]:
-    return {"status": 500, "after_chunks": None, "request": None, **words}
+def http(**words: object) -> dict[str, Any]:
+    """As a scenario's file says it."""
+    return {"instance": "decode-1", "http": words}
 
 
-def test_another_status_instead_of_the_answer() -> None:
-    (got,) = answers([http(status=503)], [COMPLETIONS])
+def test_another_status_instead_of_the_answer(tmp_path: Path) -> None:
+    (got,) = answers(tmp_path, [http(status=503)], [COMPLETIONS])
     assert got[0] == 503
     assert json.loads(got[1])["error"]["code"] == 503
 
 
-def test_a_stream_is_cut_after_its_chunks() -> None:
-    assert answers([http(after_chunks=3)], [COMPLETIONS]) == [[200, b"0", b"1", b"2", "cut"]]
+def test_a_stream_is_cut_after_its_chunks(tmp_path: Path) -> None:
+    assert answers(tmp_path, [http(after_chunks=3)], [COMPLETIONS]) == [
+        [200, b"0", b"1", b"2", "cut"]
+    ]
 
 
-def test_only_the_nth_completion_request() -> None:
+def test_an_empty_answer_and_one_that_is_no_json(tmp_path: Path) -> None:
+    assert answers(tmp_path, [http(body="")], [COMPLETIONS]) == [[200, b""]]
+    assert answers(tmp_path, [http(body="{", status=201)], [COMPLETIONS]) == [[201, b"{"]]
+
+
+def test_a_connection_that_breaks(tmp_path: Path) -> None:
+    assert answers(tmp_path, [http(reset=True)], [COMPLETIONS]) == [["reset"]]
+
+
+def test_a_late_answer_is_whole_unless_told_otherwise(tmp_path: Path) -> None:
+    assert answers(tmp_path, [http(delay=0.01)], [COMPLETIONS]) == [WHOLE]
+    (late,) = answers(tmp_path, [http(delay=0.01, status=503)], [COMPLETIONS])
+    assert late[0] == 503
+
+
+@pytest.mark.parametrize("words", [{"reset": True, "status": 500}, {"body": "", "after_chunks": 1}])
+def test_words_that_contradict_each_other(words: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"reset|after_chunks"):
+        scenario(http(**words))
+
+
+def test_only_the_nth_completion_request(tmp_path: Path) -> None:
     paths = ["/health", COMPLETIONS, "/v1/chat/completions", COMPLETIONS]
-    got = answers([http(request=2)], paths)
+    got = answers(tmp_path, [http(request=2)], paths)
     assert [one[0] for one in got] == [200, 200, 500, 200]
     assert got[3] == WHOLE
+
+
+def test_faults_may_change_while_the_engine_runs(tmp_path: Path) -> None:
+    """Then requests are counted anew."""
+    from twin_engine.http_faults import FaultsOfThisInstance
+
+    write_engine_faults(tmp_path, scenario(http(status=500, request=2)))
+    faults = FaultsOfThisInstance("decode-1", tmp_path)
+    assert [faults.of_next_request() is None for _ in range(3)] == [True, False, True]
+    write_engine_faults(tmp_path, scenario(), later=True)
+    assert [faults.of_next_request() is None for _ in range(3)] == [True, True, True]
+    write_engine_faults(tmp_path, scenario(http(status=503, request=2)), later=True)
+    assert [faults.of_next_request() is None for _ in range(3)] == [True, False, True]
+
+
+def test_an_engine_is_made_ready_for_faults_that_come_later(tmp_path: Path) -> None:
+    write_engine_faults(tmp_path, scenario(), later=True)
+    env = {"TWIN_STATE": str(tmp_path), "PD_INSTANCE": "decode-2"}
+    assert middleware(env) == ["twin_engine.http_faults.HttpFaults"]
 
 
 def test_the_engine_gets_the_middleware_only_where_it_is_needed(tmp_path: Path) -> None:

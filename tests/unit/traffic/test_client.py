@@ -174,13 +174,19 @@ def test_an_error_is_a_result(server: Server, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["", "<html>", "[]", '{"choices": []}', '{"choices": [null]}', '{"choices": ["x"]}']
+    "body", ["<html>", "[]", '{"choices": []}', '{"choices": [null]}', '{"choices": ["x"]}']
 )
 def test_what_is_no_answer_says_so(server: Server, client: Client, body: str) -> None:
     server.answer = replies(body)
     answer = client.complete("Who")
     assert not answer.done
     assert answer.error.startswith("not an answer: ")
+
+
+def test_an_answer_of_nothing_is_not_a_cut_one(server: Server, client: Client) -> None:
+    server.answer = replies("")
+    answer = client.complete("Who")
+    assert (answer.ok, answer.done, answer.text) == (True, True, "")
 
 
 def test_a_stream(server: Server, client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pd_validate.checks.proxying import (
     check_benchmark,
     check_event_stream,
+    check_load_released,
     check_same_status,
     check_same_texts,
 )
@@ -93,3 +94,26 @@ def test_a_benchmark_with_a_failed_request_says_its_error() -> None:
 
 def test_a_benchmark_with_short_answers() -> None:
     assert ids(check_benchmark(benchmark(4, 30), WORKLOAD, PROXY)) == ["service.error"]
+
+
+METRICS = """\
+# TYPE pd_proxy_in_flight gauge
+pd_proxy_in_flight 0
+# TYPE pd_proxy_instance_in_flight gauge
+pd_proxy_instance_in_flight{role="decode",instance="decode-1"} HELD
+# TYPE pd_proxy_requests counter
+pd_proxy_requests_total{status="200"} 7
+"""
+
+
+def test_load_that_stays_at_the_proxy() -> None:
+    (finding,) = check_load_released(METRICS.replace("HELD", "3"), PROXY, waited=30)
+    assert (finding.id, finding.where) == ("proxy.stuck", PROXY)
+    assert finding.got == (
+        "pd_proxy_instance_in_flight{role=decode,instance=decode-1} 3 after 30 s"
+    )
+
+
+def test_a_proxy_that_has_released_all_and_one_that_says_nothing() -> None:
+    assert check_load_released(METRICS.replace("HELD", "0"), PROXY, waited=30) == []
+    assert check_load_released("", PROXY, waited=30) == []

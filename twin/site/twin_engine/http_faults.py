@@ -1,12 +1,19 @@
 """A scenario's faults of an engine's HTTP answers, as a middleware of vLLM's API server.
 
 `vllm serve --middleware twin_engine.http_faults.HttpFaults` (added by twin/engine.py where a
-scenario asks for it) answers completion requests with another status, or cuts the stream
-after some chunks: the connection closes without the answer's end, as when a process dies.
+scenario asks for it). Each fault of completion requests does one of these, after `delay`
+seconds if it has some:
+
+answer  another answer: `status` and `body`
+cut     the engine's own answer, whose connection closes after `after_chunks` chunks
+        without its end, as when a process dies
+reset   the connection breaks without an answer
+delay   the engine's own answer, late
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,9 +31,30 @@ _PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 def faults_of(instance: str, state: Path) -> list[Mapping[str, Any]]:
-    """The `http` parts of the faults of one instance: status, after_chunks, request."""
+    """The `http` parts of the faults of one instance."""
     told = json.loads((state / FILE).read_text(encoding="utf-8"))["http"]
     return [fault["http"] for fault in told if fault["instance"] == instance]
+
+
+class FaultsOfThisInstance:
+    """They may change while the engine runs; then requests are counted anew."""
+
+    def __init__(self, instance: str, state: Path) -> None:
+        self._instance = instance
+        self._state = state
+        self._read: tuple[int, int] | None = None  # what tells one version of the file
+        self._faults: Sequence[Mapping[str, Any]] = ()
+        self._requests = 0
+
+    def of_next_request(self) -> Mapping[str, Any] | None:
+        """The fault of the request that has just come."""
+        status = (self._state / FILE).stat()
+        if (status.st_mtime_ns, status.st_ino) != self._read:
+            self._read = (status.st_mtime_ns, status.st_ino)
+            self._faults, self._requests = faults_of(self._instance, self._state), 0
+        self._requests += 1
+        struck = (f for f in self._faults if f["request"] in (None, self._requests))
+        return next(struck, None)
 
 
 class StreamCut(Exception):
@@ -36,36 +64,45 @@ class StreamCut(Exception):
 class HttpFaults:
     """ASGI middleware; see the module's docstring."""
 
-    def __init__(self, app: App, faults: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """`faults` None: those that the scenario has for this process's instance."""
+    def __init__(self, app: App) -> None:
         self._app = app
-        if faults is None:
-            faults = faults_of(os.environ["PD_INSTANCE"], Path(os.environ["TWIN_STATE"]))
-        self._faults = faults
-        self._requests = 0
+        self._faults = FaultsOfThisInstance(
+            os.environ["PD_INSTANCE"], Path(os.environ["TWIN_STATE"])
+        )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in _PATHS:
             await self._app(scope, receive, send)
             return
-        self._requests += 1
-        number = self._requests
-        fault = next((f for f in self._faults if f["request"] in (None, number)), None)
+        fault = self._faults.of_next_request()
         if fault is None:
             await self._app(scope, receive, send)
-        elif fault["after_chunks"] is None:
-            await _refuse(send, int(fault["status"]))
-        else:
+            return
+        if fault["delay"] is not None:
+            await asyncio.sleep(float(fault["delay"]))
+        if fault["do"] == "answer":
+            await _answer(send, int(fault["status"]), fault["body"])
+        elif fault["do"] == "reset":
+            _reset(receive)
+        elif fault["do"] == "cut":
             await self._app(scope, receive, _cut(send, int(fault["after_chunks"])))
+        else:
+            await self._app(scope, receive, send)
 
 
-async def _refuse(send: Send, status: int) -> None:
-    body = json.dumps(
-        {"error": {"message": "fault of the scenario", "type": "twin", "code": status}}
-    ).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+async def _answer(send: Send, status: int, body: str | None) -> None:
+    if body is None:
+        error = {"message": "fault of the scenario", "type": "twin", "code": status}
+        body = json.dumps({"error": error})
+    content = body.encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _reset(receive: Receive) -> None:
+    """`receive` is a method of uvicorn's cycle of this request, which has its connection."""
+    receive.__self__.transport.abort()  # type: ignore[attr-defined]  # a bound method has it
 
 
 def _cut(send: Send, chunks: int) -> Send:

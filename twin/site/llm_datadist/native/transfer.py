@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llm_datadist.native import wire
 from llm_datadist.native.errors import NativeError, refuse_if
@@ -102,6 +103,7 @@ class Transfers:
         self._fabric = fabric
         self._timeout = timeout
         self._pulls = itertools.count(1)
+        self._told: list[dict[str, Any]] = fabric.kv_faults()
         self._counting = threading.Lock()
 
     def deadline(self) -> float:
@@ -117,9 +119,12 @@ class Transfers:
         """Read remote memory into local memory. LLM_TIMEOUT, LLM_FAILED; then the link is dead
         and what the destination holds is undefined.
         """
+        told = self._fabric.kv_faults()
         with self._counting:
+            if told != self._told:  # another scenario on the same engines: counted anew
+                self._told, self._pulls = told, itertools.count(1)
             number = next(self._pulls)
-        faults = Faults(self._fabric.kv_faults(), entity.peer.place, self.place, number)
+        faults = Faults(told, entity.peer.place, self.place, number)
         faults.before(plan.arrival())
         with _Mishaps(entity):
             if faults.stalls:
