@@ -24,6 +24,14 @@ from pd_validate.report.summary_html import headline, summary_html
 _PROJECT = Path(__file__).parents[2]
 _GENERATE_TIMEOUT = 120.0  # seconds; a run of thousands of tests takes a few
 _HISTORY_LIMIT = 100  # runs
+_SHOWN_RUNS = 30  # in a trend
+# Of Allure's sixteen charts those that a cluster's nights have data for.
+_CHARTS = (
+    ("statusDynamics", "Status dynamics"),
+    ("statusTransitions", "What changed from night to night"),
+    ("durationDynamics", "Durations"),
+    ("statusAgePyramid", "How long tests have been in their state"),
+)
 
 # Who has to act on a red test of a layer.
 _OWNER = {
@@ -159,6 +167,11 @@ def allurerc(record: RunRecord, report_dir: Path, history_path: Path) -> dict[st
                     "singleFile": True,
                     "reportLanguage": "en",
                     "groupBy": [LAYER_LABEL, "suite", "subSuite"],
+                    "defaultSortBy": "status,asc",  # red ones first
+                    "charts": [
+                        {"type": kind, "title": title, "limit": _SHOWN_RUNS}
+                        for kind, title in _CHARTS
+                    ],
                 }
             }
         },

@@ -1,8 +1,8 @@
 """Every command of the pages works as printed, unless it is marked `needs hardware`.
 
 Commands run in a directory that looks like a clone. What would start engines is collected
-instead of run (`make test` runs it: `pytest --cluster twin`); the network validation and
-the nightly job are run for real in test_docs_runs.py.
+instead of run (`make test` runs it: `pytest --cluster twin`); the network validation is run
+for real in test_docs_runs.py, the nightly job in tests/unit/report/test_report_nights.py.
 """
 
 from __future__ import annotations

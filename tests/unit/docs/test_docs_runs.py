@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from docs_shell import run
 from pages import READMES, ROOT, blocks
 
@@ -25,23 +24,6 @@ def test_a_mistake_in_the_file_looks_as_the_readme_says(clone: Path) -> None:
     (clone / "cluster.yaml").write_text(wrong, encoding="utf-8")
     done = run("pytest --cluster cluster.yaml", clone)
     assert (done.returncode, done.stdout.strip()) == (4, line.strip())
-
-
-def test_two_nights_of_the_nightly_job(clone: Path) -> None:
-    """As in CI, twice: every file is there, and the second night knows the first."""
-    job = "examples/nightly/nightly.sh -m network -q"
-    variables = {"PD_NIGHTLY_CLUSTER": "twin", "PD_NIGHTLY_DIR": str(clone / "nights")}
-    for _ in range(2):
-        done = run(job, clone, **variables)
-        assert done.returncode == 0, done.stdout[-3000:]
-    latest = clone / "nights" / "latest"
-    for name in ("junit.xml", "findings.json", "summary.md", "summary.html", "archive.tar.gz"):
-        assert (latest / name).stat().st_size > 0, name
-    if not (ROOT / "node_modules").is_dir():
-        pytest.skip("the rest needs Allure (npm ci)")
-    assert (latest / "allure-report" / "index.html").is_file()
-    history = (clone / "nights" / "allure-history.jsonl").read_text("utf-8")
-    assert len(history.splitlines()) == 2
 
 
 def test_the_nightly_job_passes_the_exit_code_on(clone: Path) -> None:

@@ -1,0 +1,98 @@
+"""Nights, as CI runs them: the script twice on the embedded cluster, and a report with history."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from browser import Browser
+
+ROOT = Path(__file__).parents[3]
+SECONDS = 240  # for one night's network validation, on a crowded machine
+FILES = ("junit.xml", "findings.json", "summary.md", "summary.html", "archive.tar.gz")
+
+
+def night(clone: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """One run of the job, with nothing but what CI gives it."""
+    high, low = divmod(os.getpid(), 250)  # a loopback network that no other test uses
+    outside = {n: v for n, v in os.environ.items() if not n.startswith(("PYTEST_", "PD_"))}
+    return subprocess.run(
+        ["examples/nightly/nightly.sh", *options],
+        cwd=clone,
+        env={
+            **outside,
+            "PD_NIGHTLY_CLUSTER": "twin",
+            "PD_NIGHTLY_DIR": str(clone / "nights"),
+            "PD_TWIN_NETWORK": f"127.{2 + high % 250}.{low}",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of two nights, the second one with a fault that is quarantined."""
+    clone = tmp_path_factory.mktemp("clone")
+    (clone / "examples").symlink_to(ROOT / "examples")
+    (clone / ".venv").symlink_to(sys.prefix)
+    scenario = ROOT / "tests" / "scenarios" / "network" / "link-down.yaml"
+    known = ROOT / "examples" / "quarantine.yaml"
+    runs = (
+        ("-m", "network", "-q"),
+        ("-m", "network", "-q", "--scenario", str(scenario), "--quarantine", str(known)),
+    )
+    for options in runs:
+        done = night(clone, *options)
+        assert done.returncode == 0, done.stdout[-3000:]
+    return clone / "nights"
+
+
+def test_every_file_of_a_night_is_there(nights: Path) -> None:
+    latest = nights / "latest"
+    for name in FILES:
+        assert (latest / name).stat().st_size > 0, name
+    with tarfile.open(latest / "archive.tar.gz") as archive:
+        inside = {Path(name).name for name in archive.getnames()}
+    assert set(FILES) - {"archive.tar.gz"} <= inside
+    directories = [p for p in nights.iterdir() if p.is_dir() and not p.is_symlink()]
+    assert len(directories) == 2
+
+
+def test_a_known_fault_is_in_the_files_that_ci_shows(nights: Path) -> None:
+    latest = nights / "latest"
+    told = json.loads((latest / "findings.json").read_text())
+    assert (told["verdict"], [f["id"] for f in told["quarantined"]]) == ("pass", ["link.down"])
+    assert "QUARANTINED FAIL" in (latest / "summary.md").read_text()
+    suites = ET.parse(latest / "junit.xml").getroot()
+    skipped = [e.get("message", "") for e in suites.iter("skipped")]
+    assert any("https://issues.example.org/lab/17" in message for message in skipped)
+    assert not list(suites.iter("failure"))
+
+
+def test_the_second_report_shows_both_nights(nights: Path, browser: Browser) -> None:
+    """Allure's trend has a bar for the earlier night and one for the latest."""
+    if not (ROOT / "node_modules" / ".bin" / "allure").exists():
+        pytest.skip("Allure 3 is not installed; npm ci")
+    lines = (nights / "allure-history.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 2
+    page = browser.open((nights / "latest" / "allure-report" / "index.html").resolve())
+    page.wait_for("Results")
+    page.evaluate("location.hash = 'charts'")
+    page.wait_for("Status dynamics")
+    page.wait_for("Latest")
+    text = page.text()
+    dynamics = text.partition("Status dynamics")[2]
+    earlier, _, _ = dynamics.partition("Latest")
+    assert "/20" in earlier, f"no date of an earlier night in the trend: {dynamics[:300]}"
+    assert page.console == []
