@@ -255,6 +255,7 @@ class Session:
         self.record.checks += recording.check_results(report)
         self.record.pings += recording.pings(self.pings)
         self.record.environment |= recording.environment(self.cluster, self.facts)
+        self.record.notes += report.notes
         return report
 
     @cached_property

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pd_validate.checks.view import View, grouped, listed, usual
 from pd_validate.facts.hosts import HostFacts
 from pd_validate.findings import Finding, Severity, Where
+from pd_validate.spec.models import Role
 from pd_validate.spec.plan import InstanceLaunch
 
 IF_NAMES = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
@@ -195,9 +196,41 @@ def advice(view: View) -> Iterator[str]:
         }
         if other:
             yield f"{name}: {wanted} is recommended ({why}); {grouped(other)}"
+    yield from _variables_advised(view)
     old = [h.host for h in view.hosts if _kernel(h.tuning.get("kernel", "")) < (5, 10)]
     if old:
         yield f"kernel: 5.10 or later is recommended (dispatch speed); older on {listed(old)}"
+
+
+def _variables_advised(view: View) -> Iterator[str]:
+    """Variables that msprechecker 0.4.0 recommends, and the instances that lack them."""
+    for name, why in _ADVISED.items():
+        other = {
+            scope.name: scope.environment.get(name, "not set")
+            for scope in _scopes(view)
+            if _advised(name, scope.launch.role) not in scope.environment.get(name, "")
+        }
+        if other:
+            wanted = " and ".join(dict.fromkeys(_advised(name, role) for role in Role))
+            yield f"{name}: {wanted} is recommended ({why}); {grouped(other)}"
+
+
+_ADVISED = {
+    "PYTORCH_NPU_ALLOC_CONF": "memory fragmentation",
+    "HCCL_BUFFSIZE": "HCCL's buffers, prefillers and decoders",
+    "TASK_QUEUE_ENABLE": "one task queue",
+    "LD_PRELOAD": "speed of the allocator",
+}
+
+
+def _advised(name: str, role: Role) -> str:
+    """What the variable should have, or have in it."""
+    return {
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+        "HCCL_BUFFSIZE": "512" if role is Role.PREFILL else "1024",
+        "TASK_QUEUE_ENABLE": "1",
+        "LD_PRELOAD": "jemalloc",
+    }[name]
 
 
 def _kernel(text: str) -> tuple[int, int]:

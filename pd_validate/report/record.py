@@ -219,6 +219,7 @@ class RunRecord(BaseModel):
     harness: str = ""  # our version and revision
     # name -> one value for the whole run, or host -> value where hosts were asked
     environment: dict[str, str | dict[str, str]] = {}
+    notes: list[str] = []  # worth knowing and no finding: what was not measured, advice
 
     hosts: list[HostNode] = []
     instances: list[InstanceNode] = []

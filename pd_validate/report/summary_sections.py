@@ -311,7 +311,8 @@ def _environment(record: RunRecord) -> Markup:
         else "The same on all hosts."
     )
     head = el("tr", el("th"), *(el("th", host) for host in hosts)) if hosts else None
-    return join(_lead(lead), el("div", el("table", head, *rows), cls="scroll"))
+    notes = el("ul", *(el("li", note) for note in record.notes)) if record.notes else None
+    return join(_lead(lead), el("div", el("table", head, *rows), cls="scroll"), notes)
 
 
 def _environment_hosts(record: RunRecord) -> list[str]:

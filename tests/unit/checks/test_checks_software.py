@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lab import Lab, software_text
 
-from pd_validate.spec.models import ConnectorSpec, Expect
+from pd_validate.spec.models import ConnectorSpec, EngineSpec, Expect
 
 
 def test_missing_engine() -> None:
@@ -166,3 +166,15 @@ def test_host_tuning_is_advice_and_no_finding() -> None:
     assert report.findings == ()
     assert any(note.startswith("kernel: 5.10 or later") for note in report.notes)
     assert any("kvm on d1" in note for note in report.notes)
+
+
+def test_recommended_variables_are_advice_and_no_finding() -> None:
+    buffers = {"HCCL_BUFFSIZE": "1024", "TASK_QUEUE_ENABLE": "1"}
+    lab = Lab(engine=EngineSpec(env=buffers))
+    report = lab.report()
+    assert report.findings == ()
+    assert not any(note.startswith("TASK_QUEUE_ENABLE") for note in report.notes)
+    assert (
+        "HCCL_BUFFSIZE: 512 and 1024 is recommended (HCCL's buffers, prefillers and decoders); "
+        "1024 on prefill-1" in report.notes
+    )

@@ -295,3 +295,10 @@ def test_labels_of_drawings_stay_inside(browser, tmp_path):
         " }).map(t => t.textContent) })"
     )
     assert outside == []
+
+
+def test_notes_stand_with_the_environment():
+    record = green()
+    record.environment = {"driver": {"p1": "25.5.1"}}
+    record.notes = ["LD_PRELOAD: jemalloc is recommended (speed of the allocator); not set on p1"]
+    assert "<li>LD_PRELOAD: jemalloc is recommended" in summary_html(record)
