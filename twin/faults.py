@@ -8,9 +8,7 @@ process of an instance (`engine_faults.json` in TWIN_STATE; twin/site/twin_engin
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -32,7 +30,7 @@ from twin.scenario import (
 )
 from twin.tools.launch import TOOLS
 
-# A foreign process of a scenario: listens until its standard input closes.
+# A foreign process of a scenario: listens, says nothing, until its standard input closes.
 _LISTENER = """
 import socket, sys
 server = socket.create_server((sys.argv[1], int(sys.argv[2])))
@@ -87,9 +85,9 @@ def _break_ssh(fault: SshFault, name: str, hosts: TwinHosts, undo: ExitStack) ->
     if fault.ssh == "down":
         hosts.kill(name)
     elif fault.ssh == "hang":
-        pid = hosts[name].pid
-        os.kill(pid, signal.SIGSTOP)
-        undo.callback(os.kill, pid, signal.SIGCONT)
+        host = hosts[name]
+        hosts.kill(name)
+        undo.callback(_end, _listener(host.address, host.port))
     elif fault.ssh == "refuse-key":
         hosts.refuse_key(name)
     else:

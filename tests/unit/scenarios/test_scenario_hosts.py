@@ -119,3 +119,12 @@ def test_ssh_down_refuses_connections(stand: Stand) -> None:
     stand.broken({"host": NAME, "ssh": "down"})
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_server_that_hangs_accepts_and_says_nothing(stand: Stand) -> None:
+    port = stand.hosts[NAME].port
+    stand.broken({"host": NAME, "ssh": "hang"})
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
