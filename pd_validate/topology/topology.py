@@ -401,9 +401,20 @@ class Topology:
 
     def _wait_for_first_tokens(self) -> None:
         """Each engine alone: what fails here is the engine, not the KV link."""
+        hosts = {launch.host for launch in self.plan.instances.values()}
+        for host in hosts:
+            self._progress.start(host, "first token, each engine alone")
+        start = time.time()
         findings = self._unless_sick(
             partial(self.check_work, seconds=self.cluster.timeouts.request)
         )
+        for host in hosts:
+            ok = host not in {finding.where.host for finding in findings}
+            self.timeline.append(Step(host, "first token, alone", start, time.time(), ok))
+            if ok:
+                self._progress.done(host)
+            else:
+                self._progress.fail(host, "an engine does not answer by itself")
         if findings:
             raise BringUpFailed(findings)
 

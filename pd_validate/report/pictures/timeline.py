@@ -38,9 +38,13 @@ def timeline(record: RunRecord) -> Markup:
         shapes.append(text(0, y + 14, host, cls="host-name small"))
         for lane in lanes:
             starts = [_LABELS + (span.start - begin) * scale for span in lane]
+            free_from: float = _LABELS
             for span, x, free_until in zip(lane, starts, [*starts[1:], WIDTH], strict=True):
                 until = span.end if span.end is not None else end
-                shapes.append(_bar(span, x, y, max(3.0, (until - span.start) * scale), free_until))
+                width = max(3.0, (until - span.start) * scale)
+                shapes.append(_bar(span, x, y, width, free_from, free_until))
+                # A name behind a bar takes some of the room before the next one.
+                free_from = x + width + text_width(f"{span.name}  {_took(span)}") + 14
             y += _LANE
         y += _HOST_GAP
         shapes.append(line(0, y - _HOST_GAP / 2, WIDTH, y - _HOST_GAP / 2, cls="rule"))
@@ -73,9 +77,15 @@ def _lanes(spans: list[Span], scale: float) -> list[list[Span]]:
     return lanes
 
 
-def _bar(span: Span, x: float, y: float, width: float, free_until: float) -> Markup:
-    """A bar from `x`; nothing else is in its lane before `free_until`."""
-    took = duration(span.end - span.start) if span.end is not None else "did not end"
+def _took(span: Span) -> str:
+    return duration(span.end - span.start) if span.end is not None else "did not end"
+
+
+def _bar(
+    span: Span, x: float, y: float, width: float, free_from: float, free_until: float
+) -> Markup:
+    """A bar from `x`; nothing else is in its lane between `free_from` and `free_until`."""
+    took = _took(span)
     cls = f"bar s-{span.verdict.value}" + (" open" if span.end is None else "")
     rect = el("rect", x=x, y=y, width=width, height=_BAR, rx=4, cls=cls)
     name = None
@@ -86,5 +96,8 @@ def _bar(span: Span, x: float, y: float, width: float, free_until: float) -> Mar
             break
         if x + width + needed <= free_until:
             name = text(x + width + 5, y + 13.5, label, cls="label")
+            break
+        if x - needed >= free_from:
+            name = text(x - 5, y + 13.5, label, cls="label", anchor="end")
             break
     return with_title(f"{span.host}: {span.name}, {took}", join(rect, name))

@@ -22,6 +22,7 @@ from pd_validate.report.pictures.draw import (
 )
 from pd_validate.report.record import HostNode, InstanceNode, Npu, RunRecord
 from pd_validate.report.states import State, States
+from pd_validate.report.words import size
 from pd_validate.spec.models import Role
 
 _CARDS_PER_ROW = 4
@@ -322,5 +323,5 @@ def _link_note(record: RunRecord, source: InstanceNode, target: InstanceNode, st
     seconds = sum(pair.seconds for pair in pairs)
     if seconds > 0:
         rate = sum(pair.bytes for pair in pairs) / seconds
-        return f"{rate / 1e9:.3g} GB/s"
+        return f"{size(rate)}/s"
     return "not reached" if state is State.AFFECTED else ""
