@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import shutil
 import signal
@@ -54,6 +55,16 @@ class Page:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not shown in {timeout} s: {text!r}\n{self.text()[:2000]}")
             self.browser.settle(0.05)
+
+    def click(self, text: str) -> None:
+        """Click the innermost element that shows exactly `text`."""
+        found = self.evaluate(
+            f"(() => {{ const t = {json.dumps(text)};"
+            " const all = [...document.querySelectorAll('*')];"
+            " const hit = all.filter(e => (e.innerText || '').trim() === t).pop();"
+            " if (hit) hit.click(); return Boolean(hit) })()"
+        )
+        assert found, f"nothing to click on: {text!r}\n{self.text()[:2000]}"
 
     def screenshot(self, path: Path) -> None:
         data = self.browser.call("Page.captureScreenshot", format="png")["data"]

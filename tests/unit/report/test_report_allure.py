@@ -346,6 +346,12 @@ def test_allure_3_makes_a_page_with_the_culprit(browser, results, tmp_path):
     text = page.text()
     assert "FAIL atlas-1p2d, d1 npu6: The RoCE port of the NPU has no carrier." in text
     assert "DIFFERS: p1 3.11.13, d1 3.11.13, d2 3.11.12" in text
+    # Red tests stand first; one click, and the finding is told in full.
+    assert text.index("test_link_is_up[d1]") < text.index("test_lab")
+    page.click("test_link_is_up[d1]")
+    page.wait_for("link.down at d1 npu6: expected UP, got DOWN")
+    page = browser.open(made.index)
+    page.wait_for("test_link_is_up[d1]")
     page.evaluate("location.hash = 'categories'")
     page.wait_for("Lab: physical link")
     page.wait_for("link.down at d1 npu6")

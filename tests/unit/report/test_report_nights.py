@@ -80,6 +80,25 @@ def test_a_known_fault_is_in_the_files_that_ci_shows(nights: Path) -> None:
     assert not list(suites.iter("failure"))
 
 
+def test_the_summary_of_a_real_run_opens(nights: Path, browser: Browser, tmp_path: Path) -> None:
+    """Nothing on the console, nothing loaded; the known fault and its issue on the first screen."""
+    summary = (nights / "latest" / "summary.html").resolve()
+    page = browser.open(summary, width=1280, height=800)
+    page.screenshot(tmp_path / "night.png")
+    assert (page.console, page.requests) == ([], [summary.as_uri()])
+    card = page.evaluate(
+        "(() => { const e = document.querySelector('.finding.quarantined');"
+        " return [e.innerText, e.getBoundingClientRect().top] })()"
+    )
+    for word in ("QUARANTINED FAIL", "link.down", "d1 npu6", "https://issues.example.org/lab/17"):
+        assert word in card[0]
+    assert 0 < card[1] < 800
+    text = page.text()
+    assert "tests passed; 1 fails on what is quarantined." in text
+    for part in ("Topology", "Checks", "Ping between NPUs", "Environment", "model digest"):
+        assert part in text
+
+
 def test_the_second_report_shows_both_nights(nights: Path, browser: Browser) -> None:
     """Allure's trend has a bar for the earlier night and one for the latest."""
     if not (ROOT / "node_modules" / ".bin" / "allure").exists():
