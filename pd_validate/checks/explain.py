@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from pd_validate.checks.fold import folded
 from pd_validate.findings import Finding, Severity, Where
 from pd_validate.spec.rules import PROXY_NAME
 
@@ -115,7 +116,7 @@ RULES = (
 
 def explained(findings: Iterable[Finding], rules: Iterable[Rule] = RULES) -> list[Finding]:
     """The findings with `because` filled in, one per id and place, in their order."""
-    unique = _unique(findings)
+    unique = folded(findings)
     all_rules = list(rules)
     return [
         finding.model_copy(
@@ -132,21 +133,6 @@ def explained(findings: Iterable[Finding], rules: Iterable[Rule] = RULES) -> lis
         )
         for finding in unique
     ]
-
-
-def _unique(findings: Iterable[Finding]) -> list[Finding]:
-    """Two checks that meet one fault at one place are one finding, with the evidence of both."""
-    merged: dict[tuple[str, Where], Finding] = {}
-    for finding in findings:
-        key = finding.id, finding.where
-        known = merged.get(key)
-        if known is None:
-            merged[key] = finding
-            continue
-        worse = finding if _rank(finding) < _rank(known) else known
-        evidence = tuple(dict.fromkeys((*known.evidence, *finding.evidence)))
-        merged[key] = worse.model_copy(update={"evidence": evidence})
-    return list(merged.values())
 
 
 def _rank(finding: Finding) -> int:
