@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pd_validate.errors import SpecError
 from pd_validate.findings import Severity, Where
+from pd_validate.spec.rules import PROXY_NAME
 from pd_validate.spec.source import Node, read
 from twin import fabric
 from twin.fabric import Device, Endpoint, FabricState, LinkStat, NetHealth, Optical, Tls, Vnic
@@ -272,18 +273,28 @@ class ClockFault(Fault):
 
 
 class InstanceFault(Fault):
-    """Kill or pause an instance, or one TP rank of it, when it reaches a phase.
+    """Kill or pause an instance, one TP rank of it, or the proxy, when it reaches a phase.
 
     `starting`: as soon as its processes run; `prefilling`: when the n-th prompt is about to
     be computed; `pulling`: in the n-th pull of KV; `decoding`: when the n-th request whose
-    KV was pulled is about to be decoded.
+    KV was pulled is about to be decoded. Of `instance: proxy` only `starting` and `serving`:
+    when the n-th completion comes.
     """
 
     instance: str
-    at: Literal["starting", "prefilling", "pulling", "decoding"]
+    at: Literal["starting", "prefilling", "pulling", "decoding", "serving"]
     do: Literal["kill", "pause"]
     rank: int | None = None
     request: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        is_proxy = self.instance == PROXY_NAME
+        if self.at != "starting" and is_proxy != (self.at == "serving"):
+            raise ValueError("`serving` is a phase of the proxy, and its only one but `starting`")
+        if is_proxy and self.rank is not None:
+            raise ValueError("the proxy has no ranks")
+        return self
 
 
 class HttpAnswer(BaseModel):
@@ -579,7 +590,8 @@ def check_names(scenario: Scenario, state: FabricState, instances: Mapping[str, 
                     _known("instance or host", place, [*instances, *state.hosts])
         instance = getattr(fault, "instance", None)
         if instance is not None:
-            _known("instance", instance, list(instances))
+            proxy = [PROXY_NAME] if isinstance(fault, InstanceFault) else []
+            _known("instance", instance, [*instances, *proxy])
 
 
 def _known(what: str, name: str | int, names: Sequence[str | int]) -> None:

@@ -85,6 +85,7 @@ def _try_all(files: Sequence[Path], *, as_user: bool) -> int:
     print(_line("scenario", "expected", "got", "seconds", "false"))
     print(_line("---", "---", "---", "---", "---"))
     failed: list[str] = []
+    started = time.monotonic()
 
     def told(file: Path, attempt: Callable[[], Trial]) -> None:
         try:
@@ -109,7 +110,9 @@ def _try_all(files: Sequence[Path], *, as_user: bool) -> int:
         told(file, partial(try_scenario, file, as_user=as_user))
     for cluster, group in shared.items():
         _try_together(cluster, group, told)
-    print(f"\n{len(files) - len(failed)} of {len(files)} scenarios caught exactly")
+    seconds = time.monotonic() - started
+    caught = len(files) - len(failed)
+    print(f"\n{caught} of {len(files)} scenarios caught exactly, {seconds:.0f} s in all")
     for story in failed:
         print(f"\n{story}")
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""The network of a simulated host: its wildcard address is its own address.
+"""The network of a simulated host, and faults of its proxy. Its wildcard address is its own.
 
 All simulated hosts share this machine's network. Without this, a server of one host would
 make `0.0.0.0` taken on every other. Python imports this module by its name at start-up.
@@ -21,6 +21,11 @@ def bind(self: socket.socket, address: Any, /) -> None:
         address = (_OWN, address[1])
     _bind(self, address)
 
+
+if os.environ.get("PD_INSTANCE") == "proxy" and "TWIN_STATE" in os.environ:
+    from twin_engine.proxy_faults import arm
+
+    arm()
 
 if _OWN is not None:
     socket.socket.bind = bind  # type: ignore[assignment, method-assign]  # it takes what bind takes

@@ -216,3 +216,63 @@ def test_processes_without_faults_are_not_touched(tmp_path: Path) -> None:
     write_engine_faults(tmp_path, scenario())
     process = worker(tmp_path, 0)
     assert process.communicate(timeout=20)[0] == "alive\nalive\n"
+
+
+# --- the proxy ------------------------------------------------------------------------------------
+
+PROXY = """
+import asyncio
+from proxy.server import Proxy
+
+class Served(Proxy):
+    def __init__(self):
+        pass
+
+async def main():
+    for number in range(3):
+        print(f"request {number + 1}", flush=True)
+        try:
+            await Proxy._generate(Served(), None, "/v1/completions", False)
+        except AttributeError:
+            pass  # our proxy's own work, for which it is not set up here
+
+asyncio.run(main())
+"""
+
+
+def proxy(state: Path) -> subprocess.Popen[str]:
+    env = {"PYTHONPATH": f"{PROJECT}:{SITE}", "TWIN_STATE": str(state), "PD_INSTANCE": "proxy"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROXY],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_the_proxy_is_killed_at_its_nth_request(tmp_path: Path) -> None:
+    fault = {"instance": "proxy", "at": "serving", "do": "kill", "request": 2}
+    write_engine_faults(tmp_path, scenario(fault))
+    process = proxy(tmp_path)
+    assert process.communicate(timeout=20)[0] == "request 1\nrequest 2\n"
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_proxy_without_faults_is_not_touched(tmp_path: Path) -> None:
+    write_engine_faults(tmp_path, scenario())
+    process = proxy(tmp_path)
+    assert process.communicate(timeout=20)[0] == "request 1\nrequest 2\nrequest 3\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"instance": "proxy", "at": "pulling", "do": "kill"},
+        {"instance": "decode-1", "at": "serving", "do": "kill"},
+        {"instance": "proxy", "at": "serving", "do": "kill", "rank": 0},
+    ],
+)
+def test_phases_of_the_proxy_are_its_own(fault: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"serving|ranks"):
+        scenario(fault)
