@@ -20,6 +20,8 @@ from pd_validate.report.allure import FINDING_LABEL, HOST_LABEL, LAYER_LABEL, Ki
 from pd_validate.report.families import families
 from pd_validate.report.record import RunRecord, differing_hosts
 from pd_validate.report.summary_html import headline, summary_html
+from pd_validate.report.terminal import checks_text
+from pd_validate.report.words import duration
 
 _PROJECT = Path(__file__).parents[2]
 _GENERATE_TIMEOUT = 120.0  # seconds; a run of thousands of tests takes a few
@@ -90,10 +92,23 @@ def attach_run(story: Story, record: RunRecord) -> None:
     """
     name = "summary: topology, checks, pings, bring-up, KV, latency"
     story.attach_to_run(name, summary_html(record), Kind.HTML)
+    if record.checks:
+        story.attach_to_run("checks of all hosts", checks_text(record))
+    if record.timeline:
+        story.attach_to_run("bring-up, step by step", _bring_up(record))
     told = [str(family.root) for family in families(record.findings)]
     story.attach_to_run("findings", "\n\n".join(told) or "none")
     left = [f"{host}: {', '.join(items) or 'nothing'}" for host, items in record.leftovers.items()]
     story.attach_to_run("left behind", "\n".join(left) or "not looked for: nothing was started")
+
+
+def _bring_up(record: RunRecord) -> str:
+    began = min(span.start for span in record.timeline)
+    return "\n".join(
+        f"{span.start - began:7.1f} s  {span.host}  {span.name}: {span.verdict.value}"
+        + (f" in {duration(span.end - span.start)}" if span.end is not None else ", did not end")
+        for span in sorted(record.timeline, key=lambda span: span.start)
+    )
 
 
 def environment_properties(record: RunRecord) -> str:

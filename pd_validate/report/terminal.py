@@ -7,6 +7,7 @@ columns wide in many Chinese terminals; only texts of findings may be anything.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -205,6 +206,14 @@ def print_summary(
     _print_unmatched(console, record)
     _print_leftovers(console, record)
     _print_verdict(console, record, report)
+
+
+def checks_text(record: RunRecord) -> str:
+    """The checks x hosts table as plain text, for where there is no terminal."""
+    console = Console(file=io.StringIO(), width=PLAIN_WIDTH, highlight=False)
+    with console.capture() as captured:
+        _print_checks(console, record)
+    return captured.get()
 
 
 def _print_heading(console: Console, text: str) -> None:

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import dead_link, green
+from examples import dead_link, empty, failed_bringup, green
 
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.report import allure as story_module
-from pd_validate.report.allure import Story
+from pd_validate.report.allure import Kind, Story
 from pd_validate.report.allure_files import (
     allurerc,
+    attach_run,
     clean_results,
     environment_properties,
     executor,
@@ -168,6 +169,38 @@ def test_run_level_attachment_and_error(results):
     errors = [item["message"] for part in found for item in part.get("errors") or []]
     assert names == ["leak report"]
     assert errors == ["bring-up failed: [secret]"]
+
+
+class Told(Story):
+    """Keeps what is attached to the run."""
+
+    def __init__(self):
+        super().__init__(Redactor())
+        self.texts = {}
+
+    def attach_to_run(self, name, content, kind=Kind.TEXT):
+        self.texts[name] = content
+
+
+def test_what_hangs_on_the_run():
+    story = Told()
+    attach_run(story, failed_bringup())
+    (summary,) = [text for name, text in story.texts.items() if name.startswith("summary")]
+    assert summary.startswith("<!doctype html>")
+    assert "device.in-use at d1 npu6" in story.texts["findings"]
+    assert "FAIL npu6" in story.texts["checks of all hosts"]
+    steps = story.texts["bring-up, step by step"].splitlines()
+    assert len(steps) == len(failed_bringup().timeline)
+    assert steps[0].startswith("    0.0 s  ")
+    assert any(": fail" in step for step in steps)
+
+
+def test_a_run_that_started_nothing_says_so():
+    story = Told()
+    attach_run(story, empty())
+    assert story.texts["findings"] == "none"
+    assert story.texts["left behind"] == "not looked for: nothing was started"
+    assert "bring-up, step by step" not in story.texts
 
 
 def test_steps_are_logged_without_allure(monkeypatch, caplog):
