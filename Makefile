@@ -44,6 +44,9 @@ prove-kv: env  ## 200 requests, twice: every answer, every byte of KV, back to z
 	$(PYTEST) --cluster twin --audit full tests/proofs/test_kv_requests.py -q --report $(REPORT)/kv
 	$(PYTEST) --cluster twin:twin-1p2d-prefix-cache --audit full tests/proofs/test_kv_requests.py -q --report $(REPORT)/kv-prefix
 
+prove-kv-faults: env  ## every KV fault in every phase on one live twin, as a table
+	$(PYTEST) tests/proofs/test_kv_faults.py --allow-faults -q
+
 test: lint unit scenarios-fast e2e  ## everything that must be green before a commit
 
-.PHONY: help env guide-env test-guide-version prove-kv validate network lint unit scenarios scenarios-fast e2e test
+.PHONY: help env guide-env test-guide-version prove-kv prove-kv-faults validate network lint unit scenarios scenarios-fast e2e test

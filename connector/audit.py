@@ -38,7 +38,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from connector import backport, caches, compat
 from connector.caches import KVCache
-from connector.digest import Plane, digest_blocks, measure_cpu_packing, planes, size_of
+from connector.digest import (
+    Digests,
+    Plane,
+    digest_blocks,
+    measure_cpu_packing,
+    planes,
+    size_of,
+    valid_tokens,
+)
 from connector.errors import ConnectorConfigError
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
@@ -292,7 +300,7 @@ class AuditWorker:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-audit")
-        self._loading: dict[str, tuple[Subject, float]] = {}
+        self._loading: dict[str, tuple[Subject, float, Digests]] = {}
         self._producing: dict[str, Future[None]] = {}
         self._receiving: dict[str, Future[None]] = {}
         self._sent: set[str] = set()
@@ -304,9 +312,9 @@ class AuditWorker:
         self._last_step = metadata
         for request_id, subject in metadata.produced.items():
             self._producing[request_id] = self._thread.submit(self._record, "produced", subject, 0)
-        now = time.monotonic()
         for request_id, subject in metadata.received.items():
-            self._loading[request_id] = (subject, now)
+            before = self._digests(subject) if self._settings.level == "full" else {}
+            self._loading[request_id] = (subject, time.monotonic(), before)
 
     def results(
         self, sent: set[str], received: set[str], failed: set[str], invalid: set[int]
@@ -314,11 +322,11 @@ class AuditWorker:
         """What may be reported now: transfers whose digests, if any, have been taken."""
         now = time.monotonic()
         for request_id in received & self._loading.keys():
-            subject, started = self._loading.pop(request_id)
+            subject, started, before = self._loading.pop(request_id)
             lost = request_id in failed or not invalid.isdisjoint(subject.blocks)
             phase = "failed" if lost else "received"
             self._receiving[request_id] = self._thread.submit(
-                self._record, phase, subject, now - started
+                self._record, phase, subject, now - started, before
             )
         # vLLM takes a failure before the end of the load that failed, so that need not wait.
         ready = {r for r in received if r not in self._receiving} | _done(self._receiving)
@@ -328,18 +336,19 @@ class AuditWorker:
         self._sent -= released
         return released, ready, failed
 
-    def _record(self, phase: str, subject: Subject, seconds: float) -> None:
+    def _record(
+        self, phase: str, subject: Subject, seconds: float, before: Digests | None = None
+    ) -> None:
         """Write one line. A defect here is logged and must not end the engine."""
         try:
             started = time.monotonic()
-            skipped = subject.first_block * self._block_size
-            digests = (
-                {}
-                if phase == "failed"
-                else digest_blocks(
-                    self._planes, subject.blocks, subject.tokens - skipped, self._block_size
-                )
-            )
+            digests = {} if phase == "failed" else self._digests(subject)
+            # Where wrong KV came from is only asked at level `full`.
+            more: dict[str, Any] = {}
+            if phase == "produced" and self._settings.level == "full":
+                more["other_digests"] = self._digests_elsewhere(subject)
+            if phase == "received":
+                more["unchanged"] = _equal(before or {}, digests)
             record = {
                 **asdict(subject),
                 "instance": self._settings.instance,
@@ -347,6 +356,7 @@ class AuditWorker:
                 "phase": phase,
                 "layers": self._layers,
                 "digests": digests,
+                **{name: value for name, value in more.items() if value},
                 "bytes": size_of(self._planes, len(subject.blocks)),
                 "seconds": round(seconds, 6),
                 "digest_seconds": round(time.monotonic() - started, 6),
@@ -356,6 +366,30 @@ class AuditWorker:
             self._file.flush()
         except Exception:
             logger.exception("KV audit of %s (%s)", subject.request, phase)
+
+    def _valid(self, subject: Subject) -> list[int]:
+        skipped = subject.first_block * self._block_size
+        return valid_tokens(len(subject.blocks), subject.tokens - skipped, self._block_size)
+
+    def _digests(self, subject: Subject) -> Digests:
+        """As the blocks are now; none, and a line in the log, if that fails."""
+        try:
+            valid = self._valid(subject)
+            return digest_blocks(self._planes, subject.blocks, valid, self._block_size)
+        except Exception:
+            logger.exception("KV audit of %s", subject.request)
+            return {}
+
+    def _digests_elsewhere(self, subject: Subject) -> Digests:
+        """What each block's content would be digested to in a place of another length.
+
+        That is the last block, if it is partly filled: by them a swap with it is known.
+        """
+        *full, last = self._valid(subject)
+        if last == self._block_size:
+            return {}
+        valid = [last] * len(full) + [self._block_size]
+        return digest_blocks(self._planes, subject.blocks, valid, self._block_size)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -368,3 +402,16 @@ def _done(futures: dict[str, Future[None]]) -> set[str]:
     for request_id in done:
         del futures[request_id]
     return done
+
+
+def _equal(before: Digests, after: Digests) -> dict[str, list[list[bool]]]:
+    """Which digests did not change, by layer and block; layers without any are left out."""
+    equal = {
+        layer: [
+            [old == new for old, new in zip(*both, strict=True)]
+            for both in zip(before[layer], rows, strict=True)
+        ]
+        for layer, rows in after.items()
+        if layer in before
+    }
+    return {layer: rows for layer, rows in equal.items() if any(map(any, rows))}

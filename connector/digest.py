@@ -145,19 +145,24 @@ def _written_before_0_11(block: torch.Tensor, block_size: int, head_size: int) -
     return scratch[:, 0]
 
 
-def digest_blocks(
-    all_planes: Sequence[Plane], blocks: Sequence[int], tokens: int, block_size: int
-) -> dict[str, list[list[str]]]:
-    """Per layer, per block in token order: the digests of its planes (K, then V).
+Digests = dict[str, list[list[str]]]
+"""Per layer, per block in token order: the digests of its planes (K, then V)."""
 
-    `tokens` counts the valid tokens from the start of the first listed block on.
-    """
-    digests: dict[str, list[list[str]]] = {}
+
+def valid_tokens(blocks: int, tokens: int, block_size: int) -> list[int]:
+    """How many of each block's tokens count, where `tokens` fill `blocks` blocks from the start."""
+    return [min(block_size, tokens - index * block_size) for index in range(blocks)]
+
+
+def digest_blocks(
+    all_planes: Sequence[Plane], blocks: Sequence[int], valid: Sequence[int], block_size: int
+) -> Digests:
+    """Digests of the first `valid` tokens of each block."""
+    digests: Digests = {}
     for plane in all_planes:
         rows = digests.setdefault(plane.layer, [[] for _ in blocks])
-        for index, block in enumerate(blocks):
-            valid = min(block_size, tokens - index * block_size)
-            rows[index].append(plane.digest(block, valid, block_size))
+        for row, block, tokens in zip(rows, blocks, valid, strict=True):
+            row.append(plane.digest(block, tokens, block_size))
     return digests
 
 

@@ -79,11 +79,12 @@ def check_received(
 def _origins(records: Iterable[TraceRecord]) -> dict[str, list[Place]]:
     origins: dict[str, list[Place]] = {}
     for record in records:
-        for layer in record.layers:
-            for number, digests in record.digests_of(layer).items():
-                for tensor, digest in enumerate(digests):
-                    place = Place(record.request, record.rank, layer, tensor, number)
-                    origins.setdefault(digest, []).append(place)
+        for table in (record.digests, record.other_digests):
+            for layer, rows in table.items():
+                for number, digests in enumerate(rows, start=record.first_block):
+                    for tensor, digest in enumerate(digests):
+                        place = Place(record.request, record.rank, layer, tensor, number)
+                        origins.setdefault(digest, []).append(place)
     return origins
 
 
@@ -126,7 +127,8 @@ def _check_transfer(
                 if not (want_digest and got_digest) or want_digest == got_digest:
                     continue
                 here = Place(produced.request, received.rank, layer, tensor, number)
-                id_, story = _classify(got_digest, here, origins)
+                kept = _is_unchanged(received, layer, number, tensor)
+                id_, story = _classify(got_digest, here, origins, kept=kept)
                 if (layer, id_) in reported:
                     continue
                 reported.add((layer, id_))
@@ -139,11 +141,25 @@ def _check_transfer(
                 )
 
 
-def _classify(digest: str, here: Place, origins: Mapping[str, list[Place]]) -> tuple[str, str]:
-    """Finding id for a wrong digest, and a remark on where that content belongs."""
+def _is_unchanged(received: TraceRecord, layer: str, number: int, tensor: int) -> bool:
+    rows = received.unchanged.get(layer, ())
+    row = rows[number - received.first_block] if rows else ()
+    return row[tensor] if tensor < len(row) else False
+
+
+def _classify(
+    digest: str, here: Place, origins: Mapping[str, list[Place]], *, kept: bool
+) -> tuple[str, str]:
+    """Finding id for a wrong digest, and a remark on where that content belongs.
+
+    `kept`: the block held the same before the pull.
+    """
     if digest == ZERO:
         return "kv.missing", ", all zero: nothing arrived"
     elsewhere = origins.get(digest, [])
+    if kept:
+        of = f" (from {elsewhere[0]})" if elsewhere else ""
+        return "kv.missing", f", what the block held before{of}: nothing arrived"
     same_request = [place for place in elsewhere if place.request == here.request]
     if same_request:
         return "kv.swapped", f", which belongs to {same_request[0]}"

@@ -34,6 +34,11 @@ class TraceRecord(BaseModel):
     first_block: int = 0
     tokens: int
     digests: dict[str, tuple[tuple[str, ...], ...]]
+    # What the same content would be digested to in the place of the partly filled last block,
+    # and that block's as a whole: a swap with it is known by these. Producer only.
+    other_digests: dict[str, tuple[tuple[str, ...], ...]] = {}
+    # Digests that were the same before the pull. Consumer only.
+    unchanged: dict[str, tuple[tuple[bool, ...], ...]] = {}
     bytes: int
     seconds: float = 0.0
     time: float = 0.0  # seconds since the epoch, the host's clock

@@ -224,6 +224,30 @@ class TestWorker:
         produced, received = self.records(tmp_path)
         assert produced["digests"]["layer"][1:] == received["digests"]["layer"]
 
+    def test_a_block_that_keeps_what_it_held_is_told(
+        self, worker: Any, cache: torch.Tensor, tmp_path: Path
+    ) -> None:
+        """A pull that reports success and delivers nothing of its second block."""
+        worker.begin_step(self.step(received={"d-1": Subject("d-1", "p-1", [5, 6], 0, 20)}))
+        cache[5] = cache[1]
+        self.settle(worker, set(), {"d-1"})
+        (record,) = self.records(tmp_path)
+        assert record["unchanged"] == {"layer": [[False, False], [True, True]]}
+
+    def test_a_swap_with_the_partly_filled_block_can_be_recognised(
+        self, worker: Any, cache: torch.Tensor, tmp_path: Path
+    ) -> None:
+        cache[5], cache[6] = cache[2], cache[1]
+        worker.begin_step(
+            self.step(
+                produced={"p-1": Subject("p-1", "p-1", [1, 2], 0, 20)},
+                received={"d-1": Subject("d-1", "p-1", [5, 6], 0, 20)},
+            )
+        )
+        self.settle(worker, {"p-1"}, {"d-1"})
+        produced, received = self.records(tmp_path)
+        assert received["digests"]["layer"] == produced["other_digests"]["layer"][::-1]
+
     @pytest.mark.parametrize("how", [{"failed": {"d-1"}}, {"invalid": {6}}])
     def test_failed_load_is_not_recorded_as_received(
         self, worker: Any, tmp_path: Path, how: dict[str, Any]

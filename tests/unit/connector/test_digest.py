@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from connector.caches import parts
-from connector.digest import ZERO, digest_blocks, measure_cpu_packing, planes
+from connector.digest import ZERO, digest_blocks, measure_cpu_packing, planes, valid_tokens
 
 BLOCK_SIZE = 32
 BLOCKS = 8
@@ -52,7 +52,8 @@ needs_old_kernels = pytest.mark.skipif(
 
 def take(caches: dict[str, Any], blocks: list[int], tokens: int) -> Digests:
     found = planes(parts(caches, BLOCKS), BLOCK_SIZE, packing)
-    return digest_blocks(found, blocks, tokens, BLOCK_SIZE)
+    valid = valid_tokens(len(blocks), tokens, BLOCK_SIZE)
+    return digest_blocks(found, blocks, valid, BLOCK_SIZE)
 
 
 def tensors(caches: dict[str, Any]) -> list[torch.Tensor]:

@@ -120,6 +120,34 @@ def test_content_of_an_earlier_request() -> None:
     assert "req-0" in finding.got
 
 
+def test_a_block_that_kept_what_it_held_did_not_arrive() -> None:
+    """Whatever it held: KV of an earlier request, or what nobody knows."""
+    old = produced("req-0")
+    for content in (old.digests[LAYERS[0]][2][1], "f00"):
+        wrong = changed(received(), 0, 2, 1, content)
+        kept = wrong.model_copy(
+            update={"unchanged": {LAYERS[0]: ((False,) * 2,) * 2 + ((True,) * 2,)}}
+        )
+        (finding,) = judged(old, produced(), kept)
+        assert finding.id == "kv.missing"
+        assert "what the block held before" in finding.got
+
+
+def test_a_swap_with_the_partly_filled_last_block() -> None:
+    """Its digests are of fewer tokens: the producer tells them for every block."""
+    first_as_last, last_as_first = ("e0", "e1"), ("e2", "e3")
+    rows = digests("req-1")[LAYERS[0]]
+    other = {LAYERS[0]: (first_as_last, ("e4", "e5"), last_as_first)}
+    told = produced().model_copy(update={"other_digests": other})
+    swapped = received(
+        digests=digests("req-1") | {LAYERS[0]: (last_as_first, rows[1], first_as_last)}
+    )
+    (finding,) = judged(told, swapped)
+    assert finding.id == "kv.swapped"
+    assert finding.where.block == 20
+    assert "block 2 of req-1" in finding.got
+
+
 def test_a_block_that_is_all_zero_did_not_arrive() -> None:
     assert ZERO == AUDITS_ZERO, "the harness and the audit must mean the same word"
     (finding,) = judged(produced(), changed(received(), 0, 2, 1, ZERO))

@@ -307,6 +307,7 @@ class Engine:
                 f"{len(source_blocks)} source blocks for {len(target_blocks)} target blocks",
             )
             runs = merge(source_blocks, target_blocks)
+            runs.sort(key=lambda run: run.remote)  # memory is faster in order, on one side at least
         _check_local(runs, local)
         return runs, local.stride
 
