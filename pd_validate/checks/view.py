@@ -58,8 +58,21 @@ class View:
 
     @property
     def uses_roce(self) -> bool:
-        """False on A3 inside one super pod: KV goes over vNIC addresses there."""
-        return not self.profile.super_pod or len(self.pods) > 1
+        """False on A3 inside one super pod: KV goes over vNIC addresses there.
+
+        Unless HCCL was told to take RoCE all the same (vllm-ascend #14506).
+        """
+        told = any(
+            self.environment(name).get("HCCL_INTRA_ROCE_ENABLE") == "1"
+            for name in self.plan.instances
+        )
+        return not self.profile.super_pod or len(self.pods) > 1 or told
+
+    def environment(self, instance: str) -> Mapping[str, str]:
+        """What an instance will see: the plan's variables over those of a login on its host."""
+        launch = self.plan.instances[instance]
+        host = self.facts.hosts.get(launch.host)
+        return {**(host.environment if host else {}), **launch.env}
 
     @property
     def pods(self) -> frozenset[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from lab import FAILED, Lab
 
+from pd_validate.spec.models import EngineSpec
+
 
 @pytest.mark.parametrize("product", ["A2", "A3"])
 def test_healthy_cluster_has_no_finding(product: str) -> None:
@@ -148,3 +150,9 @@ def test_speed_or_duplex_unlike_the_others_fails(query: str, text: str) -> None:
     lab = Lab()
     lab.device("d2", 7, query, text)
     assert lab.lines() == ["fail link.speed-mismatch at d2 npu7"]
+
+
+def test_on_a3_a_dead_roce_port_is_a_failure_where_hccl_is_told_to_use_roce() -> None:
+    lab = Lab("A3", engine=EngineSpec(env={"HCCL_INTRA_ROCE_ENABLE": "1"}))
+    lab.device("d1", 6, "link", "link status: DOWN\n")
+    assert "fail link.down at d1 npu6" in lab.lines()
