@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 from browser import Browser
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +68,41 @@ def test_every_file_of_a_night_is_there(nights: Path) -> None:
     assert set(FILES) - {"archive.tar.gz"} <= inside
     directories = [p for p in nights.iterdir() if p.is_dir() and not p.is_symlink()]
     assert len(directories) == 2
+
+
+def in_ci(script: str, nights: Path, workspace: Path) -> None:
+    """Run a step of a CI file as its runner would, where the night has already been."""
+    variables = {
+        "PATH": os.environ["PATH"],
+        "PD_NIGHTLY_DIR": str(nights),
+        "GITHUB_WORKSPACE": str(workspace),
+        "GITHUB_STEP_SUMMARY": str(workspace / "step-summary.md"),
+    }
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], cwd=workspace, env=variables, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_github_collects_what_it_uploads(nights: Path, tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "nightly" / "github-actions.yml").read_text("utf-8")
+    steps = {step.get("name"): step for step in yaml.safe_load(text)["jobs"]["validate"]["steps"]}
+    for name in ("Summary", "Collect"):
+        in_ci(steps[name]["run"], nights, tmp_path)
+    assert (tmp_path / "step-summary.md").read_text() == (nights / "latest/summary.md").read_text()
+    for name in FILES:
+        assert (tmp_path / "pd-report" / name).stat().st_size > 0, name
+
+
+def test_gitlab_collects_what_it_keeps(nights: Path, tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "nightly" / "gitlab-ci.yml").read_text("utf-8")
+    job = yaml.safe_load(text)["nightly"]
+    in_ci("\n".join(job["after_script"]), nights, tmp_path)
+    kept = [path for path in job["artifacts"]["paths"] if "allure" not in path]
+    assert {Path(path).name for path in kept} == set(FILES)
+    for path in kept:
+        assert (tmp_path / path).stat().st_size > 0, path
+    assert (tmp_path / job["artifacts"]["reports"]["junit"]).is_file()
 
 
 def test_a_known_fault_is_in_the_files_that_ci_shows(nights: Path) -> None:
