@@ -427,7 +427,7 @@ def holder(inodes: set[str]) -> str:
                 continue
             pid = path.split("/")[2]
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                command = decode(file.read()).replace("\0", " ").strip()
+                command = " ".join(decode(file.read()).replace("\0", " ").split())  # one line
             return f"pid {pid}: {without_secrets(command)[:200]}"
         except OSError:
             continue
