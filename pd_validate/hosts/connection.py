@@ -573,10 +573,14 @@ def _close(connection: Any) -> None:
         _close(connection.gateway)
 
 
+# The last one is paramiko's for a refused key in PEM form: it tries the file as every kind of
+# key, and raises what it met last.
+_BAD_KEY = ("private key", "no authentication methods", "encountered ")
+
+
 def _is_bad_key(error: BaseException) -> bool:
-    return isinstance(error, paramiko.SSHException) and (
-        "private key" in str(error).lower() or "No authentication methods" in str(error)
-    )
+    text = str(error).lower()
+    return isinstance(error, paramiko.SSHException) and any(word in text for word in _BAD_KEY)
 
 
 def _fell_silent(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_programs_that_are_not_there_or_broken(tmp_path: Path) -> None:
     assert version_of("node", {"PATH": str(tmp_path)}) == "v22.1.0"
 
 
+@pytest.mark.skipif(not shutil.which("ssh-agent"), reason="ssh-agent is not installed")
 def test_an_agent_is_asked_for_its_keys(tmp_path: Path) -> None:
     agent = subprocess.run(
         ["ssh-agent", "-a", str(tmp_path / "s"), "-s"], capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pd_validate.catalogue import CATALOGUE
 from pd_validate.doctor.need import Need, State
 from pd_validate.doctor.reach import knows, reach
 from pd_validate.spec.models import Cluster
@@ -61,14 +63,16 @@ def test_a_door_that_opens_and_says_nothing(cluster: Cluster) -> None:
     assert (ssh.what, ssh.state) == ("d1: SSH", State.MISSING)
 
 
-def test_a_key_that_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+@pytest.mark.parametrize("form", [("-t", "ed25519"), ("-t", "ecdsa", "-m", "PEM")])
+def test_a_key_that_is_refused(cluster: Cluster, tmp_path: Path, form: tuple[str, ...]) -> None:
     key = tmp_path / "other"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    subprocess.run(["ssh-keygen", "-q", *form, "-N", "", "-f", str(key)], check=True)
     tcp, ssh = of_d1(changed(cluster, key=key))
     assert tcp.state is State.OK
     assert ssh.state is State.MISSING
-    assert "refuses user" in ssh.found
-    assert ssh.get
+    assert f"with key {key}" in ssh.found
+    assert ssh.get == CATALOGUE["host.auth"].fix
 
 
 def test_a_host_key_that_is_unknown(cluster: Cluster, tmp_path: Path) -> None:
