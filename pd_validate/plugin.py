@@ -11,7 +11,6 @@ import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from pd_validate.catalogue import Layer
 from pd_validate.errors import Blocked, LabError, SpecError
 from pd_validate.findings import Finding, Severity, root_findings
+from pd_validate.interrupts import interrupt
 from pd_validate.options import TWIN, Options
 from pd_validate.traffic.client import RequestFailed
 
@@ -116,7 +116,7 @@ def _own(config: pytest.Config, options: Options) -> None:
     from pd_validate.report.places import Places
     from pd_validate.run import NOT_FIT, Run
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     with ExitStack() as undo:
         try:
             options.check()
@@ -179,11 +179,6 @@ def open_cluster(options: Options, undo: ExitStack | None = None) -> Cluster:
         return undo.enter_context(TwinCluster.start(file, scenario)).cluster
     except (TwinError, OSError) as error:  # OSError: a scenario's foreign process, a full disk
         raise LabError(f"the twin does not start: {error}") from error
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A CI system's cancel must tear down as Ctrl-C does: by default SIGTERM would not."""
-    raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ from pd_validate.checks.explain import explained
 from pd_validate.checks.result import Report
 from pd_validate.errors import Blocked
 from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
+from pd_validate.interrupts import patient
 from pd_validate.options import Options
 from pd_validate.quarantine import load_quarantine
 from pd_validate.report.allure import Story
@@ -263,9 +264,24 @@ class Run:
         if self._finished:
             return exit_code
         self._finished = True
-        self._end_questions()
+        asked_before = exit_code == pytest.ExitCode.INTERRUPTED
         with self._visible():
-            found = self.session.close(keep=self.options.keep_up)
+            try:
+                with patient(allowed=0 if asked_before else 1):
+                    self._end_questions()
+                    found = self.session.close(keep=self.options.keep_up)
+            except KeyboardInterrupt:
+                self.session.hang_up()
+                found, exit_code = [], int(pytest.ExitCode.INTERRUPTED)
+                self._report_lines.append(
+                    "interrupted again: not waited for the hosts, which end everything by "
+                    "themselves; `pd-validate status` looks"
+                )
+        with patient(allowed=None):
+            return self._reported(exit_code, found)
+
+    def _reported(self, exit_code: int, found: Sequence[Finding]) -> int:
+        """Write everything down; returns the run's exit code. `found`: what was left behind."""
         leftovers = root_findings(self.session.quarantine.mark_all(found))
         # Only now everything is known that may explain what an earlier test met.
         self.session.findings = explained(self.session.findings)
@@ -341,7 +357,8 @@ class Run:
                 self._finished = True
                 self.session.close(keep=self.options.keep_up)
         finally:
-            self._undo.close()
+            with patient(allowed=1):
+                self._undo.close()
 
     def print_summary(self) -> None:
         print_summary(self._console, self.session.record, Places(self.options.report).summary)

@@ -602,32 +602,46 @@ class Session:
 
         Returns the leftover findings (also added to `findings`).
         """
-        if self._topology is not None:
-            if self._usage is not None:
-                self.record.kv_usage = recording.kv_usage(self._usage.stop())
-            self.record.timeline += recording.spans(self._topology.timeline)
-            self.record.checks += recording.link_checks(self._topology.links)
-            self.record.requests += self.latencies()
-            if not self.faults_made:  # nobody may have asked for a process that died
-                with suppress(LabError):
-                    self.add(self._topology.check_sick())
-            self.logs = self._topology.logs()
-            try:
-                self.trace_text = self._topology.traces()
-            except LabError as error:
-                self.trace_text = f"(not readable: {error})\n"
-            records = parse_trace(self.trace_text)[0]
-            self.add(self._wrong_transfers(records))
-            if not self.faults_made:
-                self.add(self._said_by_logs())
-            transfers = join(records)
-            self.record.kv_pairs = recording.kv_pairs(transfers)
-            self.record.kv_pulls = recording.kv_pulls(transfers)
-            self._topology.close()
-        leftovers = self._end_processes(keep)
-        self._undo.close()
+        try:
+            if self._topology is not None:
+                self._look_back(self._topology)
+        finally:  # whatever looking back meets, nothing may stay
+            leftovers = self._end_processes(keep)
+            self._undo.close()
         self.add(leftovers)
         return leftovers
+
+    def hang_up(self) -> None:
+        """Instead of `close`, for who does not want to wait: the hosts end everything alone."""
+        why = LabError("not looked: the run was interrupted twice")
+        self.add([unknown_leftovers(host, why) for host in self._supervisors])
+        for supervisor in self._supervisors.values():
+            supervisor.detach()
+        self._undo.close()
+
+    def _look_back(self, topology: Topology) -> None:
+        """Logs, traces, and what they say that no test has asked."""
+        if self._usage is not None:
+            self.record.kv_usage = recording.kv_usage(self._usage.stop())
+        self.record.timeline += recording.spans(topology.timeline)
+        self.record.checks += recording.link_checks(topology.links)
+        self.record.requests += self.latencies()
+        if not self.faults_made:  # nobody may have asked for a process that died
+            with suppress(LabError):
+                self.add(topology.check_sick())
+        self.logs = topology.logs()
+        try:
+            self.trace_text = topology.traces()
+        except LabError as error:
+            self.trace_text = f"(not readable: {error})\n"
+        records = parse_trace(self.trace_text)[0]
+        self.add(self._wrong_transfers(records))
+        if not self.faults_made:
+            self.add(self._said_by_logs())
+        transfers = join(records)
+        self.record.kv_pairs = recording.kv_pairs(transfers)
+        self.record.kv_pulls = recording.kv_pulls(transfers)
+        topology.close()
 
     def _end_processes(self, keep: bool) -> list[Finding]:
         """End this run on all hosts at once; then look whether anything of it is left."""

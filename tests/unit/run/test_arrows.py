@@ -54,8 +54,9 @@ ALLOWED = {
     },
     "run": {
         *("spec", "checks", "traffic", "topology", "report", "options", "session"),
-        *("recording", "quarantine", "sharing"),
+        *("recording", "quarantine", "sharing", "interrupts"),
     },
+    "interrupts": set[str](),
     # Knows tests by their numbers.
     "schedule": set[str](),
 }
