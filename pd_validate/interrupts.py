@@ -1,41 +1,43 @@
-"""Ctrl-C and a CI system's cancel while a run is being torn down.
+"""Ctrl-C and a CI system's cancel (SIGTERM), counted over a whole run.
 
-The first interrupt of a run starts the teardown, or lets one that has begun go on; who asks
-once more does not want to wait.
+The first one starts the teardown, or lets one that has begun go on. Who asks once more does
+not want to wait.
 """
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handler: a CI system's cancel must tear down as Ctrl-C does; by default it would not."""
-    raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
+from typing import Any
 
 
-@contextmanager
-def patient(*, allowed: int | None) -> Iterator[None]:
-    """While open the first `allowed` interrupts do nothing, later ones raise KeyboardInterrupt.
+class Interrupts:
+    """For the main thread. `count`: how many there were; `patience`: how many only count.
 
-    `allowed` None: none does anything. For the main thread.
+    All later ones raise KeyboardInterrupt.
     """
-    seen = 0
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if allowed is not None and seen > allowed:
-            interrupt(number, frame)
+    def __init__(self) -> None:
+        self.count = 0
+        self.patience = 0.0
+        self._before: dict[signal.Signals, Any] = {}
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def listen(self) -> None:
+        """By default SIGTERM would end pytest without any teardown."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+
+    def ignore(self) -> None:
+        """From here on they only count: what follows is short and must be whole."""
+        self.patience = math.inf
+
+    def stop(self) -> None:
+        """As before `listen`."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > self.patience:
+            raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")

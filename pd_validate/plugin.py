@@ -7,7 +7,6 @@ SIGTERM. With `-n` (pytest-xdist) each worker shares that one run (sharing.py) a
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from pd_validate.catalogue import Layer
 from pd_validate.errors import Blocked, LabError, SpecError
 from pd_validate.findings import Finding, Severity, root_findings
-from pd_validate.interrupts import interrupt
+from pd_validate.interrupts import Interrupts
 from pd_validate.options import TWIN, Options
 from pd_validate.traffic.client import RequestFailed
 
@@ -116,17 +115,19 @@ def _own(config: pytest.Config, options: Options) -> None:
     from pd_validate.report.places import Places
     from pd_validate.run import NOT_FIT, Run
 
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupts = Interrupts()
+    interrupts.listen()
     with ExitStack() as undo:
         try:
             options.check()
             if getattr(config.option, "dist", "no") == "each":
                 raise SpecError("--dist each would run every test on every worker: use -n alone")
+            undo.callback(interrupts.stop)
             cluster = open_cluster(options, undo)
-            run = Run(options, cluster, config, undo.pop_all())
+            run = Run(options, cluster, config, interrupts, undo.pop_all())
             config.stash[_RUN] = run
             config.stash[_OWNED] = run
-            config.pluginmanager.register(_Results(run))
+            config.pluginmanager.register(_Events(run))
         except SpecError as error:
             raise pytest.UsageError(str(error)) from error
         except LabError as error:
@@ -443,11 +444,16 @@ def pytest_runtest_makereport(
     return report
 
 
-class _Results:
-    """Registered in the controller: takes every test's report into the record."""
+class _Events:
+    """Registered in the controller: what happens to tests, and interrupts, go to the run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """One more, while pytest says what was interrupted, must not keep it from tearing down."""
+        self._run.interrupts.ignore()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if "fault" in report.keywords and report.when == "call":

@@ -26,7 +26,7 @@ from pd_validate.checks.explain import explained
 from pd_validate.checks.result import Report
 from pd_validate.errors import Blocked
 from pd_validate.findings import Finding, Severity, Verdict, root_findings, verdict_of
-from pd_validate.interrupts import patient
+from pd_validate.interrupts import Interrupts
 from pd_validate.options import Options
 from pd_validate.quarantine import load_quarantine
 from pd_validate.report.allure import Story
@@ -100,8 +100,14 @@ class Run:
     """Owns the session (and, for the twin, the simulated hosts) until `close`."""
 
     def __init__(
-        self, options: Options, cluster: Cluster, config: pytest.Config, undo: ExitStack
+        self,
+        options: Options,
+        cluster: Cluster,
+        config: pytest.Config,
+        interrupts: Interrupts,
+        undo: ExitStack,
     ) -> None:
+        self.interrupts = interrupts
         self.options = options
         self._config = config
         self._undo = undo
@@ -264,21 +270,24 @@ class Run:
         if self._finished:
             return exit_code
         self._finished = True
-        asked_before = exit_code == pytest.ExitCode.INTERRUPTED
-        with self._visible():
-            try:
-                with patient(allowed=0 if asked_before else 1):
-                    self._end_questions()
-                    found = self.session.close(keep=self.options.keep_up)
-            except KeyboardInterrupt:
-                self.session.hang_up()
-                found, exit_code = [], int(pytest.ExitCode.INTERRUPTED)
-                self._report_lines.append(
-                    "interrupted again: not waited for the hosts, which end everything by "
-                    "themselves; `pd-validate status` looks"
-                )
-        with patient(allowed=None):
-            return self._reported(exit_code, found)
+        found: Sequence[Finding] = ()
+        try:
+            self.interrupts.patience = 1
+            if self.interrupts.count > 1:  # while pytest told of the first
+                raise KeyboardInterrupt
+            self._end_questions()
+            with self._visible():
+                found = self.session.close(keep=self.options.keep_up)
+        except KeyboardInterrupt:
+            self.interrupts.ignore()
+            self.session.hang_up()
+            exit_code = int(pytest.ExitCode.INTERRUPTED)
+            self._report_lines.append(
+                "interrupted again: not waited for the hosts, which end everything by themselves "
+                "(`pd-validate status` looks)"
+            )
+        self.interrupts.ignore()
+        return self._reported(exit_code, found)
 
     def _reported(self, exit_code: int, found: Sequence[Finding]) -> int:
         """Write everything down; returns the run's exit code. `found`: what was left behind."""
@@ -357,8 +366,8 @@ class Run:
                 self._finished = True
                 self.session.close(keep=self.options.keep_up)
         finally:
-            with patient(allowed=1):
-                self._undo.close()
+            self.interrupts.ignore()
+            self._undo.close()
 
     def print_summary(self) -> None:
         print_summary(self._console, self.session.record, Places(self.options.report).summary)
