@@ -25,6 +25,12 @@ unit: env  ## the project's own unit tests
 scenarios: env  ## hold the harness against every broken twin, and print the table
 	.venv/bin/python -m twin.scenarios
 
+kill-matrix: env  ## whoever dies in whatever phase of a run: what is left; writes docs/kill-matrix.md
+	.venv/bin/python -m twin.kills --write docs/kill-matrix.md
+
+kills: env  ## some cells of it
+	$(PYTEST) tests/kills -q
+
 scenarios-fast: env  ## the same for one scenario of each kind, without engines
 	$(PYTEST) tests/scenarios -m fast -q
 
@@ -47,6 +53,6 @@ prove-kv: env  ## 200 requests, twice: every answer, every byte of KV, back to z
 prove-kv-faults: env  ## every KV fault in every phase on one live twin, as a table
 	$(PYTEST) tests/proofs/test_kv_faults.py --allow-faults -q
 
-test: lint unit scenarios-fast e2e  ## everything that must be green before a commit
+test: lint unit kills scenarios-fast e2e  ## everything that must be green before a commit
 
-.PHONY: help env guide-env test-guide-version prove-kv prove-kv-faults validate network lint unit scenarios scenarios-fast e2e test
+.PHONY: help env guide-env test-guide-version prove-kv prove-kv-faults validate network lint unit scenarios kill-matrix kills scenarios-fast e2e test

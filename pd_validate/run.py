@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shlex
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +30,9 @@ from pd_validate.options import Options
 from pd_validate.quarantine import load_quarantine
 from pd_validate.report.allure import Story
 from pd_validate.report.allure_files import attach_run, generate, write_results_files
+from pd_validate.report.logs import write_logs
 from pd_validate.report.places import Places
-from pd_validate.report.record import Attachment, Outcome, RequestTiming, RunRecord, TestResult
+from pd_validate.report.record import Outcome, RequestTiming, RunRecord, TestResult
 from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.report.write import write_reports
@@ -291,7 +291,8 @@ class Run:
 
     def _reported(self, exit_code: int, found: Sequence[Finding]) -> int:
         """Write everything down; returns the run's exit code. `found`: what was left behind."""
-        leftovers = root_findings(self.session.quarantine.mark_all(found))
+        left = [finding for finding in found if finding.layer is Layer.LEFTOVER]
+        leftovers = root_findings(self.session.quarantine.mark_all(left))
         # Only now everything is known that may explain what an earlier test met.
         self.session.findings = explained(self.session.findings)
         code = self._exit_code(exit_code, leftovers)
@@ -331,21 +332,15 @@ class Run:
         return verdict
 
     def _write_logs(self) -> None:
-        """The processes' logs and the KV trace, redacted, beside the report."""
-        directory = self.options.report / "logs"
-        shutil.rmtree(directory, ignore_errors=True)  # of an earlier run
-        directory.mkdir(parents=True)
-        texts = {
-            f"{name}.log": data.decode(errors="replace") for name, data in self.session.logs.items()
-        }
+        """The processes' and the systems' logs and the KV trace, beside the report."""
+        logs = {f"{name}.log": data for name, data in self.session.logs.items()}
+        texts = {name: data.decode(errors="replace") for name, data in logs.items()}
+        for host, files in self.session.system_logs.items():
+            texts |= {f"{host}/{n}": data.decode(errors="replace") for n, data in files.items()}
         if self.session.trace_text:
             texts["kv-trace.jsonl"] = self.session.trace_text
-        for name, text in texts.items():
-            path = directory / name
-            path.write_text(self._redactor.text(text), encoding="utf-8")
-            self.session.record.attachments.append(
-                Attachment(name=name, path=f"logs/{name}", bytes=path.stat().st_size)
-            )
+        places = Places(self.options.report)
+        self.session.record.attachments += write_logs(texts, places, self._redactor)
 
     def _write_allure(self, record: RunRecord) -> None:
         """Allure's own files and its HTML; without Node a line that says how to make it."""

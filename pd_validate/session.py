@@ -34,7 +34,7 @@ from pd_validate.checks.served import check_access_logs
 from pd_validate.checks.volume import KvShape
 from pd_validate.errors import ClusterLocked, LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.addresses import device_addresses
-from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
+from pd_validate.facts.hosts import ClusterFacts, failure_id, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
 from pd_validate.findings import Finding, Severity, Where, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
@@ -133,6 +133,7 @@ class Session:
             cluster, {host: devices_of(cluster, host) for host in cluster.hosts}
         )
         self.logs: dict[str, bytes] = {}
+        self.system_logs: dict[str, dict[str, bytes]] = {}  # by host and file
         self.trace_text = ""
         self._past_logs: dict[str, int] = {}  # bytes of logs that are another run's
         self.faults_made = False  # a test has broken something on purpose
@@ -630,6 +631,8 @@ class Session:
             with suppress(LabError):
                 self.add(topology.check_sick())
         self.logs = topology.logs()
+        age = dt.datetime.now(dt.UTC) - self.record.started
+        self.system_logs = topology.system_logs(seconds=age.total_seconds())
         try:
             self.trace_text = topology.traces()
         except LabError as error:
@@ -664,7 +667,7 @@ class Session:
                 )
             except LabError as error:
                 self._progress.fail(host, str(error))
-                return [unknown_leftovers(host, error)]
+                return _lost(host, error)
             found = check_leftovers(seen, self.run_id)
             self._progress.done(host, f"{len(found)} leftovers" if found else "nothing is left")
             return found
@@ -780,6 +783,15 @@ class _Unseen:
     def start(self, host: str, what: str) -> None: ...
     def done(self, host: str, note: str = "") -> None: ...
     def fail(self, host: str, why: str) -> None: ...
+
+
+def _lost(host: str, error: LabError) -> list[Finding]:
+    """A host that answers no more, and what cannot be known therefore."""
+    found = Finding(
+        id=failure_id(error), where=Where(host=host), expected="an answer", got=str(error)
+    )
+    unknown = unknown_leftovers(host, error)
+    return [found, unknown.model_copy(update={"because": (found.as_cause(),)})]
 
 
 def _locked(host: str, by: str, hint: str) -> Finding:

@@ -21,6 +21,16 @@ class Places:
         return self.directory / "record.json"
 
     @property
+    def logs(self) -> Path:
+        """The end of every log."""
+        return self.directory / "logs"
+
+    @property
+    def logs_archive(self) -> Path:
+        """All logs, as long as they were."""
+        return self.directory / "logs.tar.gz"
+
+    @property
     def allure_results(self) -> Path:
         return self.directory / "allure-results"
 

@@ -38,6 +38,7 @@ from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import InstanceLaunch, LaunchPlan, Process, trace_dir
 from pd_validate.topology.service import Service
 from pd_validate.topology.staging import Bundle, pack, stage
+from pd_validate.topology.system_logs import system_logs
 from pd_validate.traffic.client import PREFIX, RequestFailed
 from pd_validate.traffic.trace import parse_trace
 from pd_validate.waiting import wait_for
@@ -309,26 +310,41 @@ class Topology:
                 f"{host}: cannot read what {name} holds: {output.stderr.strip()[-200:]}"
             ) from None
 
-    def fetch(self, path_of: Callable[[Process], str]) -> dict[str, bytes]:
-        """A file of every process, by process name; what is absent is left out."""
-        found: dict[str, bytes] = {}
-        for process in self.plan.processes():
-            try:
-                path = path_of(process)
-                found[process.name] = self._hosts[process.host].commands.get(path, limit=_LOG_LIMIT)
-            except (FileNotFoundError, LabError):
-                continue
-        return found
-
     def logs(self) -> dict[str, bytes]:
         """The log of every process that was started, by name. Never raises for a lost host."""
-        try:
-            status = self.status()
-        except LabError:
-            return {}
-        return self.fetch(
-            lambda process: status[process.name].log if process.name in status else ""
-        )
+
+        def of(host: str) -> dict[str, bytes]:
+            commands, supervisor = self._hosts[host].commands, self._hosts[host].supervisor
+            found: dict[str, bytes] = {}
+            for name, status in supervisor.status().items():
+                with suppress(FileNotFoundError):
+                    found[name] = commands.get(status.log, limit=_LOG_LIMIT)
+            return found
+
+        results = in_parallel({host: partial(of, host) for host in self._used_hosts()})
+        logs = [found for found in results.values() if not isinstance(found, LabError)]
+        return {name: log for found in logs for name, log in found.items()}
+
+    def system_logs(self, *, seconds: float) -> dict[str, dict[str, bytes]]:
+        """What CANN and the kernel have logged in the last `seconds`, by host and file.
+
+        Of a host that cannot be asked there is `lost.txt`, which says why.
+        """
+        hosts = self._used_hosts()
+
+        def of(host: str) -> dict[str, bytes]:
+            return system_logs(
+                self._hosts[host].commands,
+                self.plan.on(host),
+                seconds=seconds,
+                timeout=self.cluster.timeouts.command,
+            )
+
+        results = in_parallel({host: partial(of, host) for host in hosts})
+        return {
+            host: {"lost.txt": f"{found}\n".encode()} if isinstance(found, LabError) else found
+            for host, found in results.items()
+        }
 
     def traces(self) -> str:
         """All lines of the KV audit's trace, of all hosts; since `forget_the_past`, if called."""
