@@ -20,14 +20,11 @@ def place() -> Iterator[Hosts]:
 # Who dies, when, with which exit code, and whether a report with logs can be there.
 CELLS = [
     ("SIGINT", "bring-up", INTERRUPTED, True),
-    ("SIGINT", "teardown", 0, True),
     ("SIGINT-twice", "tests", INTERRUPTED, False),
-    ("SIGTERM", "staging", INTERRUPTED, False),
     ("SIGKILL", "tests", KILLED, False),
     ("xdist-worker", "tests", FAILED, True),
     ("ssh-server", "bring-up", FAILED, True),
     ("engine-worker", "tests", FAILED, True),
-    ("proxy", "bring-up", FAILED, True),
 ]
 
 
@@ -42,7 +39,5 @@ def test_nothing_stays_and_the_report_says_what_happened(
     assert (trial.verdict is None) == (exit_code == KILLED), str(trial)
     if logs:
         assert trial.logs > 0, str(trial)
-
-
-def test_the_finding_names_who_died(place: Hosts) -> None:
-    assert "host.unreachable" in try_kill(place, KILLS["ssh-server"], "tests").findings
+    if kill == "ssh-server":
+        assert "host.unreachable" in trial.findings
