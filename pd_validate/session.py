@@ -614,6 +614,8 @@ class Session:
 
     def hang_up(self) -> None:
         """Instead of `close`, for who does not want to wait: the hosts end everything alone."""
+        if self._usage is not None:
+            self._usage.stop()
         why = LabError("not looked: the run was interrupted twice")
         self.add([unknown_leftovers(host, why) for host in self._supervisors])
         for supervisor in self._supervisors.values():
