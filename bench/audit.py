@@ -6,12 +6,15 @@ One twin with two pairs, equal but for the audit: off at the first, `--level` at
 Every prompt goes through both, one right after the other, in changing order, so that other
 load strikes both alike. A figure is the median over the prompts of the difference of the two,
 against the median time of the pair without audit; its 95 % interval is from resampling.
+`own` is the time that the audit itself took for digests, by its own clock, per request: in
+threads of their own, so a bound of what it adds where cores are free.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import random
 import statistics
 import sys
@@ -26,6 +29,7 @@ CLUSTER = Path(__file__).parent / "twin-2p2d.yaml"
 OFF, ON = ("prefill-1", "decode-1"), ("prefill-2", "decode-2")
 LENGTHS = (200, 600, 1500)  # prompt tokens
 TOKENS = 16  # generated
+WARM = 2  # requests that do not count: they fill caches
 
 
 class Silent:
@@ -43,7 +47,7 @@ def measure(session: Session, length: int, requests: int) -> list[tuple[float, f
     service = session.topology().service
     chance = random.Random(length)
     pairs: list[tuple[float, float]] = []
-    for number in range(requests + 2):
+    for number in range(requests + WARM):
         prompt = [chance.randint(33, 90) for _ in range(length)]
         seconds: dict[tuple[str, str], float] = {}
         for pair in (OFF, ON) if number % 2 else (ON, OFF):
@@ -55,9 +59,15 @@ def measure(session: Session, length: int, requests: int) -> list[tuple[float, f
             seconds[pair] = time.perf_counter() - started
             if not answer.ok:
                 raise RuntimeError(f"{decoder} answered {answer.status}: {answer.error[:200]}")
-        if number >= 2:  # the first ones fill caches
+        if number >= WARM:
             pairs.append((seconds[OFF], seconds[ON]))
     return pairs
+
+
+def own_seconds(session: Session) -> float:
+    """What all digests so far took, on both sides."""
+    lines = session.topology().traces().splitlines()
+    return sum(float(json.loads(line)["digest_seconds"]) for line in lines)
 
 
 def added(pairs: list[tuple[float, float]]) -> float:
@@ -83,16 +93,18 @@ def main() -> int:
         mixed = dict(session.plan.instances) | {name: audited.instances[name] for name in ON}
         session.plan = dataclasses.replace(session.plan, instances=mixed)
         try:
-            print("| prompt tokens | requests | off, ms | added, ms | added | 95 % |")
-            print("|---|---|---|---|---|---|")
+            print("| prompt tokens | requests | off, ms | added, ms | added | 95 % | own, ms |")
+            print("|---|---|---|---|---|---|---|")
             for length in LENGTHS:
+                before = own_seconds(session)
                 pairs = measure(session, length, arguments.requests)
+                own = (own_seconds(session) - before) / (arguments.requests + WARM)
                 base = statistics.median(off for off, _ in pairs)
                 low, high = interval(pairs)
                 print(
                     f"| {length} | {len(pairs)} | {1e3 * base:.1f} "
                     f"| {1e3 * base * added(pairs):+.2f} | {100 * added(pairs):+.1f} % "
-                    f"| {100 * low:+.1f} … {100 * high:+.1f} % |",
+                    f"| {100 * low:+.1f} … {100 * high:+.1f} % | {1e3 * own:.2f} |",
                     flush=True,
                 )
         finally:
