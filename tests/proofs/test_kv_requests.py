@@ -31,7 +31,7 @@ from pd_validate.topology.service import Service
 from pd_validate.traffic.client import Answer
 from pd_validate.traffic.trace import join
 
-pytestmark = [pytest.mark.kv, pytest.mark.soak]
+pytestmark = pytest.mark.kv
 
 PROMPTS = 50  # each of them in four modes
 MODES = [(1, False), (1, True), (16, False), (16, True)]
