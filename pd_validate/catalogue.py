@@ -116,7 +116,7 @@ _KINDS = (
         Layer.NPU_NETWORK,
         meaning="/etc/hccn.conf says another value than the device; the KV transport reads the file first.",
         fix="Make the address_<npu> line of /etc/hccn.conf equal to the device, on the host and in the container.",
-        evidence="`address_<npu>`, `netmask_<npu>`, `gateway_<npu>` in `cat /etc/hccn.conf` against `hccn_tool -i <npu> -ip -g` and `-gateway -g`.",
+        evidence="`address_<npu>`, `netmask_<npu>`, `gateway_<npu>` in `cat /etc/hccn.conf` against `hccn_tool -i <npu> -ip -g` and `-gateway -g`. The gateway alone is a warning: it counts from the next boot on.",
     ),
     Kind(
         "address.conf-missing",

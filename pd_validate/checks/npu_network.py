@@ -167,11 +167,14 @@ def _against_conf(
         )
     wrong = [key for key in lines if key in actual and not _same(lines[key], actual[key])]
     if wrong:
+        # Nothing reads the file's gateway before the next boot; address and netmask are read.
+        only_gateway = all("gateway" in name for name in wrong)
+        severity = view.roce_severity(host.host, device.device)
         yield device_finding(
             "address.conf-mismatch",
             host,
             device,
-            view.roce_severity(host.host, device.device),
+            Severity.WARN if only_gateway else severity,
             device.ip,
             host.hccn_conf,
             expected="; ".join(f"{key}={actual[key] or 'none'} as on the device" for key in wrong),

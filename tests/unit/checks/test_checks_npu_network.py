@@ -382,3 +382,9 @@ def test_vnic_of_a_device_that_refuses_everything_is_not_measured() -> None:
         "unknown tool.failed at d1 npu6 < tool.permission",
         "unknown tool.permission at d1 npu6",
     ]
+
+
+def test_gateway_that_only_hccn_conf_has_warns() -> None:
+    lab = Lab()
+    lab.device("d1", 6, "gateway", *NO_GATEWAY)
+    assert lab.lines() == ["warn address.conf-mismatch at d1 npu6"]
