@@ -69,8 +69,8 @@ def _topology(record: RunRecord, states: States) -> Markup:
     return join(
         _lead(
             "Each cell is an NPU, strong if an instance uses it; the line below it is its RoCE "
-            "port. Red is a culprit, pale red suffers from it, grey was not checked. In a large "
-            "cluster only KV links at fault are drawn."
+            "port. Red is a culprit, pale red suffers from it, blue is quarantined, grey was not "
+            "checked. In a large cluster only KV links at fault are drawn."
         ),
         _wide(topology(record, states)),
     )
