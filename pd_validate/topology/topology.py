@@ -51,6 +51,8 @@ _FILE_END = "\x1e"  # no trace contains it: JSON escapes control characters
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
 _WORKER_RANK = re.compile(r"Worker_(?:.*_)?TP(\d+)")  # in the title of a vLLM worker process
+_SOCKET_PATH = 107  # bytes of a Unix socket's path, at most
+_SOCKET_NAME = 1 + 36  # of vLLM's sockets: a slash and a UUID
 _LOG_LIMIT = 64 * 1024 * 1024  # bytes of one log that are fetched: its end
 
 
@@ -292,7 +294,7 @@ class Topology:
         process = next(each for each in self.plan.processes() if each.name == name)
         supervisor = self._supervisor_of(name)
         supervisor.stop(name, timeout=self.cluster.timeouts.stop)
-        supervisor.start(_spec(process))
+        supervisor.start(_spec(process, supervisor.run_dir))
         deadline = time.monotonic() + self.cluster.timeouts.ready
         self._wait_healthy(process, deadline, threading.Event())
 
@@ -393,9 +395,9 @@ class Topology:
 
     def _start(self) -> None:
         def one(host: str) -> str:
-            processes = self.plan.on(host)
+            processes, supervisor = self.plan.on(host), self._hosts[host].supervisor
             for process in processes:
-                self._hosts[host].supervisor.start(_spec(process))
+                supervisor.start(_spec(process, supervisor.run_dir))
             return ", ".join(process.name for process in processes)
 
         self._on_hosts("starting processes", one)
@@ -652,9 +654,15 @@ class Topology:
             self.timeline.append(Step(host, what, start, time.time(), ok))
 
 
-def _spec(process: Process) -> ProcessSpec:
-    """PD_INSTANCE tells whoever looks at the host (and the audit) whose process it is."""
+def _spec(process: Process, run_dir: str) -> ProcessSpec:
+    """The process as planned, and what only a supervised one needs.
+
+    PD_INSTANCE tells whoever looks at the host (and the audit) whose process it is. vLLM's
+    sockets lie in the run directory and go with it: it never removes those in /tmp.
+    """
     env = {**process.env, "PD_INSTANCE": process.name}
+    if len(run_dir) + _SOCKET_NAME <= _SOCKET_PATH:
+        env.setdefault("VLLM_RPC_BASE_PATH", run_dir)
     return ProcessSpec(name=process.name, argv=process.command, env=env, cwd=process.cwd)
 
 
