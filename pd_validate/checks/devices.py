@@ -185,20 +185,45 @@ def check_health(view: View) -> Iterator[Finding]:
         for device in host.devices.values():
             health = device.health.value
             if health is not None and health.status is not HealthWord.OK:
-                warning = health.status is HealthWord.WARNING
-                yield device_finding(
-                    "device.unhealthy",
-                    host,
-                    device,
-                    Severity.WARN if warning else view.severity(host.host, device.device),
-                    device.health,
-                    expected="health OK",
-                    got=" ".join((health.status.value, *health.codes, *health.texts[:1])),
-                )
+                got = " ".join((health.status.value, *health.codes, *health.texts[:1]))
+                yield _unhealthy(view, host, device, device.health, health.status, got)
+            elif health is not None and (word := _row_health(host, device)) is not HealthWord.OK:
+                got = f"{word.value} in npu-smi info, though -t health says OK"
+                yield _unhealthy(view, host, device, host.table, word, got)
             elif device.health.reason in (Reason.FAILED, Reason.UNPARSABLE):
                 yield _unreadable(view, host, device, device.health, device.health.detail)
             elif health is not None and (problem := _row_problem(host, device)):
                 yield _unreadable(view, host, device, host.table, problem)
+
+
+def _unhealthy(
+    view: View,
+    host: HostFacts,
+    device: DeviceFacts,
+    reading: Reading[Any],
+    word: HealthWord,
+    got: str,
+) -> Finding:
+    warning = word is HealthWord.WARNING
+    return device_finding(
+        "device.unhealthy",
+        host,
+        device,
+        Severity.WARN if warning else view.severity(host.host, device.device),
+        reading,
+        expected="health OK",
+        got=got,
+    )
+
+
+def _row_health(host: HostFacts, device: DeviceFacts) -> HealthWord:
+    """What the table says; OK where it has no whole row, which is another finding."""
+    chip = _chip(host, device)
+    row = host.table.value.row(chip) if chip is not None and host.table.value else None
+    if row is None or not row.readable:
+        return HealthWord.OK
+    known = {word.value: word for word in HealthWord}
+    return known.get(row.health, HealthWord.UNKNOWN)
 
 
 def _unreadable(

@@ -82,7 +82,7 @@ RULES = (
     Rule("health.*", ("link.down", "address.missing", "address.duplicate"), same_device),
     Rule("health.*", ("gateway.outside-subnet", "address.subnet"), same_device),
     Rule("address.conf-*", ("address.missing", "address.duplicate"), either_end),
-    Rule("address.conf-mismatch", ("address.subnet",), same_device),
+    Rule("address.conf-mismatch", ("address.subnet", "gateway.*"), same_device),
     Rule("gateway.outside-subnet", ("address.subnet", "address.duplicate"), same_device),
     Rule("address.duplicate", ("sdid.duplicate", "sdid.mismatch"), same_host),
     Rule("sdid.*", ("vnic.outside-superpod",), same_host),

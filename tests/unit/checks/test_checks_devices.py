@@ -235,3 +235,12 @@ def test_engine_that_leaves_nothing_for_hccl() -> None:
 def test_usual_share_leaves_enough() -> None:
     lab = Lab(engine=EngineSpec(gpu_memory_utilization=0.95, env={"HCCL_BUFFSIZE": "1024"}))
     assert lab.lines() == []
+
+
+@pytest.mark.parametrize(("word", "severity"), [("Warning", "warn"), ("Alarm", "fail")])
+def test_health_that_only_the_table_tells(word: str, severity: str) -> None:
+    lab = Lab()
+    rows = {n: row_text(n, a3=False, health=word if n == 6 else "OK") for n in range(8)}
+    lab.answer("d1", "npu-smi info", table_text(rows))
+    assert lab.lines() == [f"{severity} device.unhealthy at d1 npu6"]
+    assert f"{word} in npu-smi info" in lab.report().findings[0].got
