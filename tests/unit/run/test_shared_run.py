@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 from as_user import run_pytest
 from foreign import Foreign
 
+from pd_validate.quarantine import load_quarantine
+from pd_validate.report.record import RequestTiming
+from pd_validate.sharing import Desk, Handle, Owner, WorkersRun
+from pd_validate.spec.load import load_cluster
 from twin.scenario import DeviceFault, Scenario
 
 pytest_plugins = ("pytester",)
@@ -84,6 +90,54 @@ def test_what_workers_find_is_one_finding_of_the_run(foreign: Foreign) -> None:
     assert code == 1, out
     findings = json.loads((foreign.directory / "down" / "findings.json").read_text())
     assert [f["id"] for f in findings["findings"] if f["severity"] == "fail"] == ["link.down"]
+
+
+def test_a_quarantine_holds_in_workers(foreign: Foreign) -> None:
+    down = Scenario(faults=(DeviceFault(host="d1", device=6, link="down"),))
+    known = Path(__file__).parents[3] / "examples" / "quarantine.yaml"
+    with foreign.changed(down):
+        code, out = run_network(foreign, "known", "-n", "2", "--quarantine", str(known))
+    assert code == 0, out
+    findings = json.loads((foreign.directory / "known" / "findings.json").read_text())
+    assert [f["id"] for f in findings["quarantined"]] == ["link.down"]
+    assert counted(foreign, "known")["quarantined"] == 1
+
+
+class Measuring:
+    """An owner that only takes latencies."""
+
+    def __init__(self) -> None:
+        self.got: list[RequestTiming] = []
+
+    def measured(self, latencies: Sequence[RequestTiming]) -> None:
+        self.got += latencies
+
+
+def test_latencies_of_a_worker_reach_the_owner(
+    foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Measuring()
+    desk = Desk(cast(Owner, owner))
+    handle = Handle(
+        address=desk.address,
+        key=desk.key,
+        cluster=load_cluster(foreign.directory / "cluster.yaml"),
+        run_id="owner",
+        audit="off",
+        quarantine=load_quarantine(None),
+        secrets=(),
+    )
+    run = WorkersRun(Handle.unpacked(handle.packed()))
+    timing = RequestTiming(request="r1", ttft=0.2, tpot=0.01)
+    try:
+        monkeypatch.setattr(run.session, "latencies", lambda: [timing])
+        run.hand_in()
+        assert owner.got == [timing]
+    finally:
+        run.close()
+        desk.close()
+    run.hand_in()  # the owner has ended: nothing to draw, and nothing to fail on
+    assert owner.got == [timing]
 
 
 def test_each_worker_running_everything_is_refused(foreign: Foreign) -> None:
