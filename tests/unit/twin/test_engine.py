@@ -67,7 +67,8 @@ def test_the_arguments_given_are_not_changed() -> None:
 
 def test_an_instance_with_an_http_fault_gets_a_middleware(tmp_path: Path) -> None:
     fault = {"instance": "decode-1", "http": {"status": 500}}
-    (tmp_path / "engine_faults.json").write_text(json.dumps({"http": [fault], "instance": []}))
+    told = {"http": [fault], "instance": [], "later": False}
+    (tmp_path / "engine_faults.json").write_text(json.dumps(told))
     env = {"TWIN_STATE": str(tmp_path), "PD_INSTANCE": "decode-1"}
     names = middleware(env)
     assert names == ["twin_engine.http_faults.HttpFaults"]
@@ -79,7 +80,7 @@ def test_an_instance_with_an_http_fault_gets_a_middleware(tmp_path: Path) -> Non
 def test_an_engine_started_by_hand_has_no_faults(tmp_path: Path, missing: str) -> None:
     env = {"TWIN_STATE": str(tmp_path), "PD_INSTANCE": "decode-1"}
     if missing != "file":
-        (tmp_path / "engine_faults.json").write_text('{"http": [], "instance": []}')
+        (tmp_path / "engine_faults.json").write_text('{"http": [], "instance": [], "later": false}')
         del env[missing]
     assert middleware(env) == []
 
