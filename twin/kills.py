@@ -22,13 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pd_validate.errors import WaitTimeout
+from pd_validate.interrupts import Interrupts
 from pd_validate.waiting import wait_for
 from twin.cluster import PROJECT, TwinCluster
 from twin.trial import own_network
@@ -137,7 +139,7 @@ def _pytest(number: signal.Signals, times: int = 1) -> Callable[[int, Hosts], No
         for _ in range(times):
             os.kill(pid, number)
             if times > 1:  # a person presses twice within a second
-                _sleep(0.7)
+                time.sleep(0.7)
 
     return kill
 
@@ -171,6 +173,7 @@ class Kill:
     options: tuple[str, ...] = ()
 
 
+_WHERE_TESTS_RUN = ("pre-flight", "staging", "bring-up", "tests")  # workers end before teardown
 _WHERE_ENGINES_RUN = ("bring-up", "tests", "teardown")
 KILLS = {
     kill.name: kill
@@ -179,7 +182,7 @@ KILLS = {
         Kill("SIGINT-twice", _pytest(signal.SIGINT, times=2)),
         Kill("SIGTERM", _pytest(signal.SIGTERM)),
         Kill("SIGKILL", _pytest(signal.SIGKILL)),
-        Kill("xdist-worker", _xdist_worker, options=("-n", "2")),
+        Kill("xdist-worker", _xdist_worker, _WHERE_TESTS_RUN, ("-n", "2")),
         Kill("ssh-server", _ssh_server),
         Kill("engine-worker", _process(VICTIM, "Worker_TP"), _WHERE_ENGINES_RUN),
         Kill("proxy", _process("proxy"), _WHERE_ENGINES_RUN),
@@ -293,9 +296,15 @@ def _await_gone(
         there += [f"pid {pid} of pytest" for pid in _session(run.pid)]
         return there + hosts.files()
 
-    deadline = max(time.monotonic(), at + LEASE) + 1.0
-    while (there := left()) and time.monotonic() < deadline:
-        _sleep(0.1)
+    there: list[str] = []
+
+    def gone() -> bool | None:
+        there[:] = left()
+        return None if there else True
+
+    with suppress(WaitTimeout):
+        seconds = max(1.0, at + LEASE - time.monotonic())
+        wait_for(gone, seconds=seconds, what="the end of everything", interval=0.1)
     return time.monotonic() - at, there
 
 
@@ -311,10 +320,6 @@ def _findings(report: Path) -> dict[str, Any] | None:
 def _own_environment() -> dict[str, str]:
     """Ours without what pytest-xdist and others have set for a run around us."""
     return {n: v for n, v in os.environ.items() if not n.startswith(("PYTEST_", "PD_"))}
-
-
-def _sleep(seconds: float) -> None:
-    time.sleep(seconds)
 
 
 # --- processes of this machine ------------------------------------------------------------------
@@ -379,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = cells(options.cells)
     if not wanted:
         parser.error("no such cell; kills: " + ", ".join(KILLS) + "; phases: " + ", ".join(PHASES))
+    Interrupts().listen()  # a CI system's cancel ends the run under way, too
     rows = [_HEAD, _RULE]
     print("\n".join(rows), flush=True)
     bad = []
@@ -417,7 +423,8 @@ def page(rows: Sequence[str], engine: str, arguments: str) -> str:
             "# Kill matrix",
             "",
             "Whoever dies in whatever phase of a run: nothing of it stays on any host once the",
-            "lease (30 s) is over, and exit code and report say what happened. Made by",
+            "lease (30 s) is over, and exit code and report say what happened. All of these are",
+            "SIGKILL but the first three. Made by",
             "",
             "```sh",
             f"python -m twin.kills {arguments}".rstrip(),
@@ -427,7 +434,11 @@ def page(rows: Sequence[str], engine: str, arguments: str) -> str:
             "engines that are " + ("real vLLM." if engine == "vllm" else "small stand-ins."),
             "Seconds are counted from the kill. *All gone*: no process, run directory or lock of",
             "the run on any host, and no process of pytest. A negative exit code is the signal",
-            "that ended pytest.",
+            "that ended pytest. *Logs*: of processes, beside the report. An interrupted run has no",
+            "verdict (`unknown`); an interrupt while the run is being torn down lets it go on, one",
+            "more hangs up and leaves the rest to the hosts, without having looked",
+            "(`leftover.process`, unknown). An engine or proxy that dies while it is being ended",
+            "is no fault.",
             "",
             *rows,
             "",
