@@ -227,6 +227,30 @@ def test_an_engine_that_hangs_is_found_by_asking_it(make: Make) -> None:
     assert finding.evidence == ("INFO serving",)
 
 
+def test_an_engine_that_was_killed_is_started_again(make: Make) -> None:
+    """As the suite's faults on purpose do."""
+    topology = make()
+    topology.up()
+    topology.kill("decode-1")
+    (finding,) = topology.check_sick(seconds=SOON)
+    assert (finding.id, finding.got) == ("engine.exited", "it ended with exit code -9")
+    topology.restart("decode-1")
+    assert topology.check_sick() == []
+    answer = topology.service.disaggregate("prefill-1", "decode-1", "hello")
+    assert answer.text == "hi"
+
+
+def test_an_engine_that_was_paused_goes_on(make: Make) -> None:
+    topology = make()
+    topology.up()
+    assert topology.pause("decode-2", match="") == 1
+    (finding,) = topology.check_sick(seconds=SOON)
+    assert (finding.id, finding.where.instance) == ("engine.hung", "decode-2")
+    topology.resume("decode-2")
+    assert topology.check_sick() == []
+    assert topology.service.instances["decode-2"].complete("hello").text == "hi"
+
+
 def test_engines_that_work(make: Make) -> None:
     topology = make()
     topology.up()
