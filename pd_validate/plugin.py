@@ -453,7 +453,7 @@ class _Events:
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         """One more, while pytest says what was interrupted, must not keep it from tearing down."""
-        self._run.interrupts.ignore()
+        self._run.interrupted()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if "fault" in report.keywords and report.when == "call":

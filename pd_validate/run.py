@@ -265,6 +265,11 @@ class Run:
 
     # --- the end ----------------------------------------------------------------------
 
+    def interrupted(self) -> None:
+        """Ctrl-C: pytest will end, and workers that wait for the service need not any longer."""
+        self.interrupts.ignore()
+        self.session.give_up()
+
     def finish(self, exit_code: int) -> int:
         """Tear down, write the reports, and say with which code the run ends. Once."""
         if self._finished:
