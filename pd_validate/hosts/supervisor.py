@@ -332,6 +332,8 @@ class RemoteSupervisor:
         self._closed = True
         try:
             result = self._call("close", extra=_PATIENCE, keep=keep)
+            if not keep:
+                self._link.await_end()
         except HostUnreachable:
             self._link.close()
             self._await_own_clean_up()
@@ -475,6 +477,7 @@ class _Link:
         self._lost: HostUnreachable | None = None
         self._why = ""
         self._closing = threading.Event()
+        self._ended = threading.Event()
         self._next_id = 0
         try:
             self._channel = self._host.stream(_program(host, argv), env=_mark(argv))
@@ -517,6 +520,10 @@ class _Link:
         self._closing.set()
         self._host.close()
 
+    def await_end(self) -> None:
+        """Until the agent, which has said goodbye, is gone itself; no longer than it may take."""
+        self._ended.wait(_PATIENCE)
+
     def _send(self, message: Mapping[str, Any]) -> None:
         try:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
@@ -546,6 +553,7 @@ class _Link:
                 # A shell's start-up file may print something first; an agent prints JSON only.
                 if self._hello.done() or line.startswith(b"{"):
                     self._dispatch(json.loads(line))
+        self._ended.set()
         self._lose(self._last_words())
 
     def _dispatch(self, message: dict[str, Any]) -> None:
