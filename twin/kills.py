@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -426,12 +425,10 @@ def page(rows: Sequence[str], engine: str, arguments: str) -> str:
             "lease (30 s) is over, and exit code and report say what happened. All of these are",
             "SIGKILL but the first three. Made by",
             "",
-            "```sh",
-            f"python -m twin.kills {arguments}".rstrip(),
-            "```",
+            f"    {f'python -m twin.kills {arguments}'.rstrip()}",
             "",
-            f"on {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, with",
-            "engines that are " + ("real vLLM." if engine == "vllm" else "small stand-ins."),
+            f"on {os.cpu_count()} cores, {memory:.0f} GiB, with engines that are "
+            + ("real vLLM." if engine == "vllm" else "small stand-ins."),
             "Seconds are counted from the kill. *All gone*: no process, run directory or lock of",
             "the run on any host, and no process of pytest. A negative exit code is the signal",
             "that ended pytest. *Logs*: of processes, beside the report. An interrupted run has no",
