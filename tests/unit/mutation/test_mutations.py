@@ -108,8 +108,8 @@ MUTATIONS = (
     Mutation(
         "everything is explained by something else",
         "pd_validate/findings.py",
-        "if not finding.because]",
-        "if finding.because]",
+        "if not finding.because and",
+        "if finding.because and",
         "tests/unit/run/test_findings.py",
     ),
     Mutation(
@@ -122,7 +122,7 @@ MUTATIONS = (
     Mutation(
         "a 200 without a text is an answer",
         "pd_validate/checks/answers.py",
-        "if not answer.token_ids and not answer.text:",
+        "if not (answer.token_ids or answer.text or answer.completion_tokens):",
         "if False:",
         "tests/unit/traffic/test_compare.py",
     ),
