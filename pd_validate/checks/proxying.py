@@ -68,14 +68,22 @@ def check_same_texts(
     """What a client read from an engine alone and through the proxy, by kind of request."""
     return [
         Finding(
-            id="parity.diverged",
+            id=_what_happened_to(text, through[kind]),
             where=where,
             expected=f"{kind}: {text!r}, as from the engine alone",
-            got=repr(through.get(kind)),
+            got=repr(through[kind]),
         )
         for kind, text in alone.items()
-        if through.get(kind) != text
+        if through[kind] != text
     ]
+
+
+def _what_happened_to(text: str, got: str) -> str:
+    if not got:
+        return "proxy.empty"
+    if got == text * 2:
+        return "proxy.duplicate"
+    return "proxy.cut" if text.startswith(got) else "parity.diverged"
 
 
 def check_benchmark(result: Benchmark, workload: Workload, where: Where) -> list[Finding]:

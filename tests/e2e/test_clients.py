@@ -14,7 +14,7 @@ from pd_validate.plugin import Judge
 from pd_validate.session import Session
 from pd_validate.topology.service import Service
 from pd_validate.traffic.benchmark import Workload, run_benchmark
-from pd_validate.traffic.client import Client
+from pd_validate.traffic.client import Client, RequestFailed
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -30,7 +30,10 @@ def where(service: Service) -> Where:
 
 
 def texts_of(server: Client) -> Mapping[str, str]:
-    """What the official client reads: both endpoints, whole and in pieces."""
+    """What the official client reads: both endpoints, whole and in pieces.
+
+    Raises RequestFailed where it gets an error instead. What it cannot read is no text.
+    """
     openai = pytest.importorskip("openai", reason="pip install openai to try its client")
     client: OpenAI = openai.OpenAI(
         base_url=f"{server.base_url}/v1",
@@ -38,34 +41,55 @@ def texts_of(server: Client) -> Mapping[str, str]:
         max_retries=0,  # a second try would hide a first failure
         http_client=httpx.Client(timeout=server.timeout, trust_env=False),
     )
-    with client:
-        text = client.completions.create(
-            model=server.model, prompt=PROMPT, max_tokens=24, temperature=0
-        )
-        pieces = client.completions.create(
-            model=server.model, prompt=PROMPT, max_tokens=24, temperature=0, stream=True
-        )
-        streamed_text = "".join(piece.choices[0].text for piece in pieces)
-        chat = client.chat.completions.create(
-            model=server.model,
-            messages=[{"role": "user", "content": PROMPT}],
-            max_completion_tokens=24,
-            temperature=0,
-        )
-        parts = client.chat.completions.create(
-            model=server.model,
-            messages=[{"role": "user", "content": PROMPT}],
-            max_completion_tokens=24,
-            temperature=0,
-            stream=True,
-        )
-        streamed_chat = "".join(part.choices[0].delta.content or "" for part in parts)
-    return {
-        "completion": text.choices[0].text,
-        "completion, streamed": streamed_text,
-        "chat": chat.choices[0].message.content or "",
+    kinds = {
+        "completion": completion,
+        "completion, streamed": streamed_completion,
+        "chat": chat,
         "chat, streamed": streamed_chat,
     }
+    texts = {}
+    with client:
+        for kind, ask in kinds.items():
+            try:
+                texts[kind] = ask(client, server.model)
+            except openai.OpenAIError as error:
+                raise RequestFailed(f"{kind}: {error}", server=server.name) from error
+            except ValueError:  # an answer that is not JSON
+                texts[kind] = ""
+    return texts
+
+
+def completion(client: OpenAI, model: str) -> str:
+    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=24, temperature=0)
+    return answer.choices[0].text
+
+
+def streamed_completion(client: OpenAI, model: str) -> str:
+    pieces = client.completions.create(
+        model=model, prompt=PROMPT, max_tokens=24, temperature=0, stream=True
+    )
+    return "".join(piece.choices[0].text for piece in pieces)
+
+
+def chat(client: OpenAI, model: str) -> str:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": PROMPT}],
+        max_completion_tokens=24,
+        temperature=0,
+    )
+    return answer.choices[0].message.content or ""
+
+
+def streamed_chat(client: OpenAI, model: str) -> str:
+    pieces = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": PROMPT}],
+        max_completion_tokens=24,
+        temperature=0,
+        stream=True,
+    )
+    return "".join(piece.choices[0].delta.content or "" for piece in pieces)
 
 
 def test_official_client(service: Service, where: Where, judge: Judge) -> None:

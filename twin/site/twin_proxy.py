@@ -64,15 +64,17 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(raw)
         request_id = self.headers.get("X-Request-Id") or f"twin-{number}"
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
-        prefiller = self.server.prefillers[number % len(self.server.prefillers)]
-        first = prefill_body(body)
-        prefilled = ask(prefiller, "POST", self.path, json.dumps(first).encode(), headers)
-        answer = prefilled.read()
-        if prefilled.status != 200:
-            self.refuse(prefilled.status, answer)
-            return
-        if self.server.fault != "no-kv":
-            body["kv_transfer_params"] = json.loads(answer).get("kv_transfer_params")
+        # With n > 1 each of the n would pull what the first one frees: a decoder alone does it.
+        if body.get("n", 1) == 1:
+            prefiller = self.server.prefillers[number % len(self.server.prefillers)]
+            first = prefill_body(body)
+            prefilled = ask(prefiller, "POST", self.path, json.dumps(first).encode(), headers)
+            answer = prefilled.read()
+            if prefilled.status != 200:
+                self.refuse(prefilled.status, answer)
+                return
+            if self.server.fault != "no-kv":
+                body["kv_transfer_params"] = json.loads(answer).get("kv_transfer_params")
         decoder = self.server.decoders[number % len(self.server.decoders)]
         response = ask(decoder, "POST", self.path, json.dumps(body).encode(), headers)
         if response.status != 200:

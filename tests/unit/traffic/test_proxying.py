@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pd_validate.checks.proxying import (
     check_benchmark,
     check_event_stream,
@@ -58,12 +60,19 @@ def test_the_same_texts_through_the_proxy() -> None:
     assert check_same_texts({"chat": "hi"}, {"chat": "hi"}, PROXY) == []
 
 
-def test_another_text_through_the_proxy() -> None:
-    found = check_same_texts(
-        {"chat": "hi", "completion": "a"}, {"chat": "ho", "completion": "a"}, PROXY
-    )
-    assert ids(found) == ["parity.diverged"]
-    assert found[0].got == "'ho'"
+@pytest.mark.parametrize(
+    ("got", "id_"),
+    [
+        ("ho", "parity.diverged"),
+        ("", "proxy.empty"),
+        ("hihi", "proxy.duplicate"),
+        ("h", "proxy.cut"),
+    ],
+)
+def test_another_text_through_the_proxy(got: str, id_: str) -> None:
+    through = {"chat": got, "completion": "a"}
+    (found,) = check_same_texts({"chat": "hi", "completion": "a"}, through, PROXY)
+    assert (found.id, found.got) == (id_, repr(got))
 
 
 WORKLOAD = Workload(requests=4, concurrency=2, prompt_tokens=10, output_tokens=8)
