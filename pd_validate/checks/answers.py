@@ -77,7 +77,7 @@ def check_determinism(
     answers: Sequence[Answer], where: Where, *, tolerance: float
 ) -> list[Finding]:
     """The same request, several times: every answer against the first."""
-    for number, answer in enumerate(answers[1:], start=2):
+    for number, answer in enumerate(answers, start=1):
         problems = check_served(answer, where)
         if problems:
             return problems

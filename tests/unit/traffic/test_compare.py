@@ -133,3 +133,11 @@ def test_another_text_at_a_repetition() -> None:
     (finding,) = check_determinism([REFERENCE, REFERENCE, got], WHERE, tolerance=0)
     assert finding.id == "determinism.diverged"
     assert finding.got == "'I was' at repetition 3 of 3"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_empty_answer_among_equal_ones_is_no_other_text(place: int) -> None:
+    answers = [REFERENCE] * 3
+    answers[place] = Answer("r", 200, "")
+    (finding,) = check_determinism(answers, AT_PROXY, tolerance=0)
+    assert finding.id == "proxy.empty"
