@@ -269,17 +269,18 @@ class Session:
     @cached_property
     def plan_findings(self) -> list[Finding]:
         """Contradictions in the launch plan."""
-        found = check_plan(self.cluster, self.plan, self._model_shape())
+        found = check_plan(self.cluster, self.plan, ModelShape.of_config(self._model_config))
         return self.quarantine.mark_all(found)
 
-    def _model_shape(self) -> ModelShape | None:
-        """From config.json on the first instance's host; None if it cannot be read there."""
+    @cached_property
+    def _model_config(self) -> dict[str, Any]:
+        """config.json on the first instance's host; empty if it cannot be read there."""
         host = next(iter(self.plan.instances.values())).host
         try:
-            data = self.commands[host].get(f"{self.cluster.model.path}/config.json")
-            return ModelShape.of_config(json.loads(data))
+            data = json.loads(self.commands[host].get(f"{self.cluster.model.path}/config.json"))
         except (FileNotFoundError, LabError, ValueError):
-            return None
+            return {}
+        return data if isinstance(data, dict) else {}
 
     def preflight(self) -> None:
         """Raises PreflightFailed if something that the instances need is not fit."""
@@ -489,12 +490,7 @@ class Session:
 
     def kv_shape(self) -> KvShape | None:
         """What a block of KV weighs; None if the model does not say, or is of another kind."""
-        host = next(iter(self.plan.instances.values())).host
-        try:
-            data = self.commands[host].get(f"{self.cluster.model.path}/config.json")
-            return KvShape.of_config(json.loads(data), self.cluster.engine.dtype)
-        except (FileNotFoundError, LabError, ValueError):
-            return None
+        return KvShape.of_config(self._model_config, self.cluster.engine.dtype)
 
     def wait_idle(
         self, instance: str, *, seconds: float | None = None
