@@ -16,13 +16,9 @@ directory, environment and ``bin/`` first on PATH:
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
-import select
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,14 +26,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import asyncssh
+from cryptography.hazmat.primitives import serialization as form
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from twin.sshd import SshdConfig
+from twin.servers import ServerFailed, Servers, SshdConfig
 from twin.tools.launch import install
 
-_START_SECONDS = 30.0  # until a server must accept connections
-_STOP_SECONDS = 5.0
-_PROJECT = Path(__file__).parent.parent
 _WRAPPERS = Path(__file__).parent / "wrappers"
 
 
@@ -73,14 +67,14 @@ class TwinError(Exception):
 class TwinHosts:
     """All simulated hosts of one twin. Ends with `stop()`, as a context manager, or with us.
 
-    Every SSH server holds a pipe from this process, so none outlives it.
+    The SSH servers (`servers.py`) do not outlive this process.
     """
 
     def __init__(self, specs: Sequence[TwinHostSpec], *, root: Path, state: Path) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._root = root.resolve()
         self._state = state.resolve()
-        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._servers = Servers(self._root)
         self._hosts: dict[str, TwinHost] = {}
 
     @classmethod
@@ -123,15 +117,11 @@ class TwinHosts:
 
     def stop(self) -> None:
         """End all servers. What detached itself on the hosts lives on, as on a real host."""
-        for server in self._servers.values():
-            server.terminate()
-        for name in list(self._servers):
-            self._reap(name)
+        self._servers.stop()
 
     def kill(self, name: str) -> None:
         """SIGKILL one host's SSH server, with all its connections. See `restart`."""
-        self._servers[name].kill()
-        self._reap(name)
+        self._servers.kill(name)
 
     def restart(self, name: str) -> TwinHost:
         """Start a killed server again: same address, port and key."""
@@ -141,13 +131,12 @@ class TwinHosts:
 
     def refuse_key(self, name: str) -> None:
         """From now on the host does not accept our key any more (host.auth)."""
-        stranger = asyncssh.generate_private_key("ssh-ed25519", comment="stranger")
-        self._authorized_keys(name).write_bytes(stranger.export_public_key())
+        self._authorized_keys(name).write_bytes(_public_line(Ed25519PrivateKey.generate()))
 
     def change_key(self, name: str) -> TwinHost:
         """The host comes back with another host key, as after a reinstallation."""
         self.kill(name)
-        self._make_host_key(name)
+        _make_key(self._host_key(name))
         return self.restart(name)
 
     # --- files ----------------------------------------------------------------------------------
@@ -156,14 +145,12 @@ class TwinHosts:
         keys = self._root / "keys"
         keys.mkdir(parents=True, exist_ok=True)
         if not self._user_key.exists():
-            user_key = asyncssh.generate_private_key("ssh-ed25519", comment="twin")
-            _write_private(self._user_key, user_key.export_private_key())
-            _public(self._user_key).write_bytes(user_key.export_public_key())
+            _make_key(self._user_key)
         for name, spec in self._specs.items():
             home = self._root / name
             (home / "bin").mkdir(parents=True, exist_ok=True)
             if not self._host_key(name).exists():
-                self._make_host_key(name)
+                _make_key(self._host_key(name))
             self._authorized_keys(name).write_bytes(_public(self._user_key).read_bytes())
             install(str(home / "bin"))
             for command in ("cat", "ls"):
@@ -173,11 +160,6 @@ class TwinHosts:
             devices.mkdir(exist_ok=True)
             for device in spec.devices:
                 (devices / f"davinci{device}").touch()
-
-    def _make_host_key(self, name: str) -> None:
-        key = asyncssh.generate_private_key("ssh-ed25519", comment=name)
-        _write_private(self._host_key(name), key.export_private_key())
-        _public(self._host_key(name)).write_bytes(key.export_public_key())
 
     def _write_known_hosts(self) -> None:
         lines = [
@@ -191,63 +173,34 @@ class TwinHosts:
     def _launch(self, name: str, port: int | None = None) -> None:
         spec = self._specs[name]
         home = self._root / name
-        config = home / "sshd.json"
-        config.write_text(
-            SshdConfig(
-                address=spec.address,
-                port=spec.port if port is None else port,
-                user=self._user,
-                host_key=str(self._host_key(name)),
-                authorized_keys=str(self._authorized_keys(name)),
-                directory=str(home),
-                env=self._environment(spec),
-            ).to_json()
+        config = SshdConfig(
+            address=spec.address,
+            port=spec.port if port is None else port,
+            user=self._user,
+            host_key=str(self._host_key(name)),
+            authorized_keys=str(self._authorized_keys(name)),
+            directory=str(home),
+            env=self._environment(spec),
         )
-        with (home / "sshd.log").open("ab") as log:
-            self._servers[name] = subprocess.Popen(
-                [sys.executable, "-m", "twin.sshd", "--config", str(config)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=_PROJECT,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the controller alone
-            )
+        self._servers.launch(name, config)
 
     def _await(self, name: str) -> None:
-        server = self._servers[name]
-        assert server.stdout is not None
-        deadline = time.monotonic() + _START_SECONDS
-        ready, _, _ = select.select([server.stdout], [], [], deadline - time.monotonic())
-        line = server.stdout.readline() if ready else b""
-        if not line:
-            log = (self._root / name / "sshd.log").read_text().strip()
-            why = "ended" if ready else f"did not answer within {_START_SECONDS:g} s"
-            raise TwinError(
-                f"twin host {name}: its SSH server on {self._specs[name].address} {why}. "
-                f"Its last words: {log[-400:] or '(none)'}"
-            )
         spec = self._specs[name]
+        try:
+            server = self._servers.wait_listening(name)
+        except ServerFailed as error:
+            message = f"twin host {name}: its SSH server on {spec.address} {error}"
+            raise TwinError(message) from None
         self._hosts[name] = TwinHost(
             name=name,
             address=spec.address,
-            port=json.loads(line)["port"],
+            port=server.port,
             user=self._user,
             key=self._user_key,
             known_hosts=self._known_hosts,
             directory=self._root / name,
             pid=server.pid,
         )
-
-    def _reap(self, name: str) -> None:
-        server = self._servers.pop(name)
-        try:
-            server.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(_STOP_SECONDS)
-        for pipe in (server.stdin, server.stdout):
-            if pipe is not None:
-                pipe.close()
 
     def _environment(self, spec: TwinHostSpec) -> dict[str, str]:
         home = self._root / spec.name
@@ -298,6 +251,19 @@ _SYSTEM_PATH = (
 
 def _public(key: Path) -> Path:
     return key.with_name(key.name + ".pub")
+
+
+def _make_key(path: Path) -> None:
+    """A new key pair at `path` and `path`.pub, as ssh-keygen writes them."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
+    _write_private(path, private)
+    _public(path).write_bytes(_public_line(key))
+
+
+def _public_line(key: Ed25519PrivateKey) -> bytes:
+    public = key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
+    return public + b" twin\n"
 
 
 def _write_private(path: Path, data: bytes) -> None:

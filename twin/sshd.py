@@ -1,11 +1,13 @@
-"""The SSH server of one simulated host: real keys, real shells, real SFTP, one process.
+"""The SSH servers of simulated hosts: real keys, real shells, real SFTP, a process for each.
 
-``python -m twin.sshd --config FILE`` serves until it is ended or its standard input closes
-(its parent holds the other end, so it cannot outlive the parent; if it has been stopped by a
-signal, the kernel kills it then). It prints one JSON line ``{"port": N}`` once it accepts
-connections.
+``python -m twin.sshd ROOT`` reads names of hosts, one a line, and forks a server for each (what
+a server imports costs more than all it does while a cluster is validated, so that is done once).
+It says ``{"host": NAME, "pid": N}`` for each, and the server ``{"host": NAME, "port": N}`` once
+it accepts connections. When its standard input closes, or it dies, the kernel kills the servers:
+whoever started it holds the other end, so none outlives them, not even one that was stopped by
+a signal.
 
-It behaves as OpenSSH's sshd does without a terminal [tried with OpenSSH 9.2p1]: each command
+A server behaves as OpenSSH's sshd does without a terminal [tried with OpenSSH 9.2p1]: each command
 runs by ``/bin/sh -c`` in a session of its own; when the client goes away, the command gets end
 of file and broken pipes, but no signal; the channel stays open until both the command has ended
 and nobody holds its output any more; a death by signal is reported as exit-signal.
@@ -21,36 +23,18 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
 import asyncssh
 
+from twin.servers import SshdConfig
+
 _CHUNK = 64 * 1024  # bytes
-_LIFELINE = 0  # standard input: our parent's hold on us
 _PR_SET_PDEATHSIG = 1  # prctl(2); it counts the thread that started us as our parent
-
-
-@dataclass(frozen=True)
-class SshdConfig:
-    """What one server needs to know. Paths are absolute; port 0 lets the kernel choose."""
-
-    address: str
-    port: int
-    user: str
-    host_key: str
-    authorized_keys: str
-    directory: str  # the host's home: where commands start
-    env: dict[str, str] = field(default_factory=dict)  # the whole environment of commands
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> SshdConfig:
-        return cls(**json.loads(text))
 
 
 class _Server(asyncssh.SSHServer):  # type: ignore[misc]  # asyncssh is skipped by mypy
@@ -193,7 +177,7 @@ def _handler(config: SshdConfig) -> Callable[[asyncssh.SSHServerProcess], Awaita
 
 
 async def serve(config: SshdConfig, announce: Callable[[int], None]) -> None:
-    """Serve until standard input closes. `announce` gets the port once connections are accepted."""
+    """Serve until ended. `announce` gets the port once connections are accepted."""
     os.chdir(config.directory)  # SFTP's relative paths start here
     acceptor = await asyncssh.listen(
         config.address,
@@ -211,18 +195,51 @@ async def serve(config: SshdConfig, announce: Callable[[int], None]) -> None:
         line_editor=False,
     )
     announce(acceptor.get_port())
-    parent_gone = asyncio.Event()
-    asyncio.get_running_loop().add_reader(_LIFELINE, parent_gone.set)
-    await parent_gone.wait()
-    acceptor.close()
+    await acceptor.wait_closed()
+
+
+def _serve_host(home: Path, parent: int) -> None:
+    """The life of a forked server."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # its commands' exit codes are wanted
+    _end_with_parent(parent)
+    os.setsid()  # a Ctrl-C in the terminal is for the controller alone
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    log = os.open(home / "sshd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 2)
+    config = SshdConfig.from_json((home / "sshd.json").read_text())
+    asyncio.run(serve(config, lambda port: _say(host=home.name, port=port)))
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel kill us when `parent` dies; it may have died already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _say(**what: str | int) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")  # one call: lines of several writers stay whole
 
 
 def main() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    parser = argparse.ArgumentParser(description="SSH server of one simulated host")
-    parser.add_argument("--config", type=Path, required=True, help="JSON of SshdConfig")
-    config = SshdConfig.from_json(parser.parse_args().config.read_text())
-    asyncio.run(serve(config, lambda port: print(json.dumps({"port": port}), flush=True)))
+    parser = argparse.ArgumentParser(description="SSH servers of simulated hosts")
+    parser.add_argument("root", type=Path, help="directory with a home for each host")
+    parser.add_argument("--parent", type=int, required=True, help="process id of whoever starts us")
+    options = parser.parse_args()
+    _end_with_parent(options.parent)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended servers are reaped by the kernel
+    own = os.getpid()
+    while name := sys.stdin.buffer.readline().decode().strip():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _serve_host(options.root / name, own)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)  # not through the parent's own clean-up
+        _say(host=name, pid=pid)
 
 
 if __name__ == "__main__":
