@@ -161,6 +161,16 @@ def test_request_counts_the_pulls_that_passed_all_checks(faulty: Faulty) -> None
     assert faulty.pull() == set()
 
 
+@pytest.mark.parametrize("fault", [{"do": "swap"}, {"do": "zero", "block": 1}])
+def test_a_pull_of_too_few_blocks_passes_its_fault_on_to_the_next(
+    faulty: Faulty, fault: dict[str, object]
+) -> None:
+    faulty.set(fault | {"request": 1})
+    faulty.pair.consumer.call("pull", 1, 1, SOURCE[:1], TARGET[:1])
+    assert faulty.pull() != set()
+    assert faulty.pull() == set()
+
+
 def test_layers_are_counted_with_the_calls_tensors_per_layer(faulty: Faulty) -> None:
     faulty.set({"do": "zero", "layer": 3})
     assert faulty.pull() == set()

@@ -7,7 +7,7 @@ do        what happens:
           zero     blocks arrive as zeros
           drop     blocks do not arrive: the destination keeps what it had, the pull succeeds
           swap     each block changes places with the next of the pull (the last with the one
-                   before it); a pull of one block has nothing to swap and stays whole
+                   before it)
           delay    the pull begins `seconds` later; beyond its time limit: LLM_TIMEOUT
           stall    no answer comes: LLM_TIMEOUT after the pull's time limit, the link is dead
           reset    the connection breaks halfway: LLM_FAILED, the link is dead
@@ -15,7 +15,8 @@ from, to  owner of the KV and puller of it; each ``NAME`` or ``NAME/N``. NAME is
           (PD_INSTANCE) and N its TP rank, or NAME is a host and N a physical device.
           Absent: any
 request   the n-th pull, from 1, counted in each pulling process: calls of pull_blocks or
-          pull_cache that passed all checks, whatever their peer. Absent: every pull
+          pull_cache that passed all checks, whatever their peer. Has it not enough blocks (two
+          to swap, or a place named by `block`), the next one that has. Absent: every pull
 layer     index of a layer. A layer is `tensor_num_per_layer` tensors, as given to pull_blocks
           (default 2, K before V)
 tensor    "k" or "v": the first or the second tensor of the layer; in a layer of one tensor, that
@@ -28,6 +29,7 @@ at the puller, on the bytes that arrive.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,23 +64,61 @@ class Arrival:
     blocks: Sequence[slice]  # of each block in a tensor, in the order of the call
 
 
+class Script:
+    """What a scenario does to the pulls of this process, one after the other."""
+
+    def __init__(self) -> None:
+        self._faults: Sequence[Mapping[str, Any]] = ()
+        self._pulls = 0
+        self._struck: set[int] = set()  # places of faults with a `request` that have struck
+        self._counting = threading.Lock()
+
+    def next_pull(
+        self, faults: Sequence[Mapping[str, Any]], source: Place, target: Place, blocks: int
+    ) -> Faults:
+        """What of `faults` strikes the pull of so many blocks that begins now.
+
+        Other faults than last time are another scenario: counted anew. ValueError for faults in
+        unknown words.
+        """
+        with self._counting:
+            if faults != self._faults:
+                for fault in faults:
+                    check(fault)
+                self._faults, self._pulls = faults, 0
+                self._struck.clear()
+            self._pulls += 1
+            striking = [
+                place
+                for place, fault in enumerate(faults)
+                if _names(fault.get("from"), source)
+                and _names(fault.get("to"), target)
+                and self._is_due(place, fault, blocks)
+            ]
+            self._struck.update(place for place in striking if "request" in faults[place])
+            number = self._pulls
+        chosen = [faults[place] for place in striking]
+        for fault in chosen:
+            log.warning("pull %d of %s from %s meets %s", number, target, source, dict(fault))
+        return Faults(chosen)
+
+    def _is_due(self, place: int, fault: Mapping[str, Any], blocks: int) -> bool:
+        if "request" not in fault:
+            return True
+        due = place not in self._struck and fault["request"] <= self._pulls
+        return due and blocks >= _blocks_needed(fault)
+
+
+def _blocks_needed(fault: Mapping[str, Any]) -> int:
+    block = fault.get("block")
+    return max(2 if fault["do"] == "swap" else 1, block + 1 if isinstance(block, int) else 1)
+
+
 class Faults:
     """The faults that strike one pull."""
 
-    def __init__(
-        self, faults: Sequence[Mapping[str, Any]], source: Place, target: Place, request: int
-    ) -> None:
-        for fault in faults:
-            check(fault)
-        self._faults = [
-            fault
-            for fault in faults
-            if _names(fault.get("from"), source)
-            and _names(fault.get("to"), target)
-            and fault.get("request") in (None, request)
-        ]
-        for fault in self._faults:
-            log.warning("pull %d of %s from %s meets %s", request, target, source, dict(fault))
+    def __init__(self, faults: Sequence[Mapping[str, Any]]) -> None:
+        self._faults = faults
         self._kept: list[tuple[memoryview, bytes]] = []
 
     @property

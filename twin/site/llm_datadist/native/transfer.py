@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llm_datadist.native import wire
 from llm_datadist.native.errors import NativeError, refuse_if
 from llm_datadist.native.fabric import Fabric
-from llm_datadist.native.faults import Arrival, Faults
+from llm_datadist.native.faults import Arrival, Script
 from llm_datadist.native.links import LOOK_EVERY, Entity
 from llm_datadist.native.place import Place
 from llm_datadist.native.waiting import pause, poll
@@ -102,9 +99,7 @@ class Transfers:
         self.place = place
         self._fabric = fabric
         self._timeout = timeout
-        self._pulls = itertools.count(1)
-        self._told: list[dict[str, Any]] = fabric.kv_faults()
-        self._counting = threading.Lock()
+        self._script = Script()
 
     def deadline(self) -> float:
         return time.monotonic() + self._timeout
@@ -119,12 +114,9 @@ class Transfers:
         """Read remote memory into local memory. LLM_TIMEOUT, LLM_FAILED; then the link is dead
         and what the destination holds is undefined.
         """
-        told = self._fabric.kv_faults()
-        with self._counting:
-            if told != self._told:  # another scenario on the same engines: counted anew
-                self._told, self._pulls = told, itertools.count(1)
-            number = next(self._pulls)
-        faults = Faults(told, entity.peer.place, self.place, number)
+        faults = self._script.next_pull(
+            self._fabric.kv_faults(), entity.peer.place, self.place, len(plan.blocks)
+        )
         faults.before(plan.arrival())
         with _Mishaps(entity):
             if faults.stalls:
