@@ -6,6 +6,7 @@ log line of a host can become a tag in the report.
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 
@@ -40,6 +41,22 @@ def join(*children: Child) -> Markup:
             child if isinstance(child, Markup) else escape(str(child), quote=False)
             for child in children
             if child is not None
+        )
+    )
+
+
+# `prefill-1`, `gpu-a-07`; not paths, options or ranges of addresses, which may need to break.
+_NAME = re.compile(r"(?<![\w./-])(\w+(?:-\w+)+)(?![\w/-])")
+_LONGEST_NAME = 30  # characters; a longer word must be allowed to break on a narrow screen
+
+
+def whole_names(text: str) -> Markup:
+    """`text` in which no line breaks at the hyphen inside a name."""
+    pieces = _NAME.split(text)  # every second one is a name
+    return join(
+        *(
+            el("span", piece, cls="name") if number % 2 and len(piece) <= _LONGEST_NAME else piece
+            for number, piece in enumerate(pieces)
         )
     )
 

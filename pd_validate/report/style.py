@@ -58,6 +58,7 @@ h2 { font-size: 17px; font-weight: 620; letter-spacing: -0.008em; margin: 0 0 4p
 p { margin: 0; }
 .muted { color: var(--muted); }
 .small { font-size: 13px; }
+.name { white-space: nowrap; }
 
 header .top { display: flex; align-items: center; gap: 12px; color: var(--muted);
   font-size: 14px; }

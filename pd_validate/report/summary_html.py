@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pd_validate.catalogue import CATALOGUE
 from pd_validate.findings import Finding, KnownIssue, Severity, Verdict, verdict_of
 from pd_validate.report.families import Family, families
-from pd_validate.report.markup import Child, Markup, el, join
+from pd_validate.report.markup import Child, Markup, el, join, whole_names
 from pd_validate.report.pictures.ladder import ladder
 from pd_validate.report.record import Outcome, QuarantineEntry, RunRecord
 from pd_validate.report.states import States, state_of_finding
@@ -111,7 +111,7 @@ def _header(record: RunRecord) -> Markup:
             el("span", record.cluster),
             cls="top",
         ),
-        el("h1", headline(record)),
+        el("h1", whole_names(headline(record))),
         el("p", *meta, cls="meta"),
     )
 
@@ -147,7 +147,7 @@ def _tiles(record: RunRecord) -> Markup | None:
         tile(f"{wrong} / {compared:,}", "KV digests wrong / compared", wrong > 0)
     if record.requests:
         ttft = percentile(sorted(request.ttft for request in record.requests), 0.5)
-        tile(duration(ttft), "time to first token, median")
+        tile(duration(ttft), "time to first token, median of streamed")
     if record.leftovers:
         left = sum(len(items) for items in record.leftovers.values())
         tile(str(left) if left else "nothing", "left behind", left > 0)
@@ -227,7 +227,7 @@ def _card(family: Family, number: int, states: States) -> Markup:
         ("next step", finding.advice, "next"),
     ):
         if value:
-            facts += [el("dt", name), el("dd", value, cls=cls)]
+            facts += [el("dt", name), el("dd", whole_names(value), cls=cls)]
     if finding.known is not None:
         facts += [el("dt", "known"), el("dd", _known(finding.known))]
     return el(
@@ -239,7 +239,7 @@ def _card(family: Family, number: int, states: States) -> Markup:
             el("span", finding.layer.label),
             cls="id",
         ),
-        el("div", str(finding.where), cls="where"),
+        el("div", whole_names(str(finding.where)), cls="where"),
         el("p", CATALOGUE[finding.id].meaning, cls="meaning"),
         el("dl", *facts),
         _evidence(finding, first=number == 0),

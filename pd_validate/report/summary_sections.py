@@ -191,8 +191,9 @@ def _latency(record: RunRecord) -> Markup:
     tpot = [request.tpot for request in record.requests if request.tpot is not None]
     return join(
         _lead(
-            f"{count(len(ttft), 'request')}, seen by the client. TTFT: time to first token; "
-            "TPOT: time per output token after it."
+            f"{count(len(ttft), 'streamed request')}, seen by the client; an answer that comes in "
+            "one piece has no first token to see. TTFT: time to first token; TPOT: time per output "
+            "token after it."
         ),
         el(
             "div",

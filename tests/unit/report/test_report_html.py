@@ -199,6 +199,12 @@ def test_a_large_cluster_stays_small_enough_to_mail():
     assert "h03 npu5 to h00 npu5: 0 of 3 back (worst of 16 paths)" in page
 
 
+def test_latency_says_that_it_is_of_streamed_requests():
+    page = summary_html(green())
+    assert f"{len(green().requests)} streamed requests, seen by the client" in page
+    assert "time to first token, median of streamed" in page
+
+
 # What a person sees, in a real browser.
 
 
@@ -257,6 +263,24 @@ def test_consequences_are_folded_until_asked_for(browser, tmp_path):
     assert "ping.unreachable" not in page.text()
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert "ping.unreachable" in page.text()
+
+
+def test_no_line_breaks_inside_a_name(browser, tmp_path):
+    """At any width: each name in the first card and the headline is one box."""
+    record = dead_link()
+    where = Where(host="gpu-a-07", instance="prefill-1", peer_instance="decode-2")
+    told = "from prefill-1 to decode-2 " * 6
+    record.findings = [Finding(id="kvlink.failed", where=where, expected=told, got=told)]
+    page_file = tmp_path / "page.html"
+    page_file.write_text(summary_html(record), encoding="utf-8")
+    for width in (390, 430, 470, 800, 1280):
+        page = browser.open(page_file, width=width)
+        boxes = page.evaluate(
+            "[...document.querySelectorAll('h1 .name, .finding .name')]"
+            ".map(e => e.getClientRects().length)"
+        )
+        assert len(boxes) >= 24
+        assert set(boxes) == {1}
 
 
 @pytest.mark.parametrize("name", ["green", "corrupted-block"])
