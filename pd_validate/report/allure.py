@@ -17,6 +17,7 @@ from typing import Any
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.findings import Finding
 from pd_validate.report.redact import Redactor
+from pd_validate.report.reference import ABOUT, link_from_allure
 from pd_validate.report.words import capped
 
 try:
@@ -49,10 +50,8 @@ class Kind(StrEnum):
 class Story:
     """Steps, attachments and labels of the running test; all text is redacted and capped."""
 
-    def __init__(self, redactor: Redactor, *, docs_url: str = "") -> None:
-        """`docs_url` is where docs/ can be read (checks.md and so on); empty: no links."""
+    def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._docs_url = docs_url.rstrip("/")
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
@@ -122,9 +121,7 @@ class Story:
         for label, value in labels:
             if value is not None:
                 allure.dynamic.label(label, value)
-        if self._docs_url:
-            anchor = finding.id.replace(".", "")  # as GitHub makes anchors of headings
-            allure.dynamic.link(f"{self._docs_url}/checks.md#{anchor}", name=finding.id)
+        allure.dynamic.link(link_from_allure(finding.id), name=f"{ABOUT}{finding.id}")
         if finding.known is not None:
             allure.dynamic.link(finding.known.url, link_type="issue", name=str(finding.known))
         parts = [CATALOGUE[finding.id].meaning, str(finding), *finding.evidence]

@@ -17,6 +17,7 @@ from typing import Any
 
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.report.allure import FINDING_LABEL, HOST_LABEL, LAYER_LABEL, Kind, Story
+from pd_validate.report.allure_page import finish_page
 from pd_validate.report.families import families
 from pd_validate.report.record import RunRecord, differing_hosts
 from pd_validate.report.summary_html import headline, summary_html
@@ -322,22 +323,8 @@ def generate(
         return Generated(
             None, f"Allure made no HTML (exit {done.returncode}); by hand: {by_hand}\n{last}"
         )
-    _strike_analytics(index)
+    finish_page(index)
     return Generated(index, f"Allure report: {index}")
-
-
-# Allure 3.18 builds this into every page, with no option against it. A report of a lab does
-# not call home, and where the address is blocked the page would hang on it.
-_ANALYTICS = re.compile(
-    r'<script async src="https://www\.googletagmanager\.com/[^"]*"></script>\s*'
-    r"<script>\s*window\.dataLayer.*?</script>",
-    re.DOTALL,
-)
-
-
-def _strike_analytics(index: Path) -> None:
-    page = index.read_text(encoding="utf-8")
-    index.write_text(_ANALYTICS.sub("", page), encoding="utf-8")
 
 
 def _json(value: object) -> str:

@@ -61,6 +61,17 @@ def whole_names(text: str) -> Markup:
     )
 
 
+def prose(text: str) -> Markup:
+    """Our own sentences: what stands between backticks is code."""
+    pieces = text.split("`")
+    return join(
+        *(
+            el("code", piece) if number % 2 else whole_names(piece)
+            for number, piece in enumerate(pieces)
+        )
+    )
+
+
 def _attribute_name(name: str) -> str:
     return "class" if name == "cls" else name.rstrip("_").replace("_", "-")
 

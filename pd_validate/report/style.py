@@ -3,6 +3,9 @@
 Red is kept for culprits. What only suffers is pale, what is sound is quiet.
 """
 
+# What our pages may load: their own styles, and nothing else.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
 CSS = """
 :root {
   color-scheme: light dark;
@@ -99,6 +102,16 @@ header .meta code { color: var(--ink); }
 .finding.minor { padding: 11px 18px 12px; }
 .finding.minor .where { font-size: 15px; }
 .finding.minor .meaning { margin-bottom: 6px; }
+.about { font-size: 13.5px; padding-top: 6px; }
+section article { padding: 12px 0; scroll-margin-top: 20px; border-top: 1px solid var(--grid); }
+section h2 + article { border-top: 0; }
+section article:target { box-shadow: -8px 0 0 var(--page), -12px 0 0 var(--c0); }
+section article h3 { font-size: 15px; font-weight: 620; margin: 0; }
+section article h3 a { text-decoration: none; }
+section article dl { display: grid; grid-template-columns: 76px minmax(0, 1fr); gap: 3px 12px;
+  margin: 6px 0 0; }
+section article dt { color: var(--muted); font-size: 13px; }
+section article dd { margin: 0; }
 details { margin-top: 9px; }
 summary { cursor: pointer; color: var(--muted); font-size: 13px; }
 summary:hover { color: var(--ink); }

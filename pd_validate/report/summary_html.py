@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from pd_validate.catalogue import CATALOGUE
 from pd_validate.findings import Finding, KnownIssue, Severity, Verdict, verdict_of
 from pd_validate.report.families import Family, families
-from pd_validate.report.markup import Child, Markup, el, join, whole_names
+from pd_validate.report.markup import Child, Markup, el, join, prose, whole_names
 from pd_validate.report.pictures.ladder import ladder
 from pd_validate.report.record import Outcome, QuarantineEntry, RunRecord
+from pd_validate.report.reference import about
 from pd_validate.report.states import States, state_of_finding
-from pd_validate.report.style import CSS
+from pd_validate.report.style import CSS, POLICY
 from pd_validate.report.summary_sections import sections_of
 from pd_validate.report.words import capped, count, duration, percentile
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _OPEN_EVIDENCE_LINES = 14  # shorter evidence of the first finding is not folded
 _LONGEST_EVIDENCE = 20_000  # characters; whole logs lie beside the page
 _FULL_CARDS = 5  # more findings are drawn small, so that the page stays readable
@@ -39,7 +39,7 @@ def summary_html(record: RunRecord) -> str:
             "head",
             el("meta", charset="utf-8"),
             el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+            el("meta", http_equiv="Content-Security-Policy", content=POLICY),
             el("title", f"{record.verdict.value.upper()} {record.cluster}: {headline(record)}"),
             el("style", Markup(CSS)),
         ),
@@ -222,12 +222,12 @@ def _card(family: Family, number: int, states: States) -> Markup:
     minor = finding.severity is Severity.WARN or number >= _FULL_CARDS or finding.quarantined
     facts: list[Markup] = []
     for name, value, cls in (
-        ("expected", finding.expected, None),
-        ("got", finding.got, None),
-        ("next step", finding.advice, "next"),
+        ("expected", whole_names(finding.expected), None),
+        ("got", whole_names(finding.got), None),
+        ("next step", prose(finding.advice), "next"),
     ):
         if value:
-            facts += [el("dt", name), el("dd", whole_names(value), cls=cls)]
+            facts += [el("dt", name), el("dd", value, cls=cls)]
     if finding.known is not None:
         facts += [el("dt", "known"), el("dd", _known(finding.known))]
     return el(
@@ -244,9 +244,17 @@ def _card(family: Family, number: int, states: States) -> Markup:
         el("dl", *facts),
         _evidence(finding, first=number == 0),
         _consequences(family),
+        _about(finding),
         id=states.anchor(finding),
         cls=f"finding {state_of_finding(finding).value}" + (" minor" if minor else ""),
     )
+
+
+def _about(finding: Finding) -> Markup:
+    """What checks.html says; a page that was mailed has no other beside it."""
+    told = finding.advice == CATALOGUE[finding.id].fix
+    title = el("summary", "About ", el("code", finding.id))
+    return el("details", title, about(CATALOGUE[finding.id], fix=not told))
 
 
 def _severity(finding: Finding) -> str:

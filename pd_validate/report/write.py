@@ -8,12 +8,13 @@ from pathlib import Path
 from pd_validate.report.findings_json import findings_json
 from pd_validate.report.record import RunRecord
 from pd_validate.report.redact import Redactor
+from pd_validate.report.reference import reference_html
 from pd_validate.report.summary_html import summary_html
 from pd_validate.report.summary_md import summary_md
 
 
 def write_reports(record: RunRecord, out_dir: Path, *, secrets: Iterable[str] = ()) -> list[Path]:
-    """Write record.json, findings.json, summary.html and summary.md; returns their paths.
+    """Write record.json, findings.json, summary.html, summary.md, checks.html; returns their paths.
 
     All of them are redacted: `secrets` are values known to be secret, and what has the shape
     of a secret goes too. `out_dir` is made if it is missing. Raises OSError.
@@ -24,6 +25,7 @@ def write_reports(record: RunRecord, out_dir: Path, *, secrets: Iterable[str] = 
         "summary.html": summary_html(safe),
         "summary.md": summary_md(safe),
         "findings.json": findings_json(safe),
+        "checks.html": reference_html(),
         "record.json": safe.to_json(),
     }
     paths = []

@@ -22,6 +22,7 @@ from pd_validate.report.allure_files import (
     write_results_files,
 )
 from pd_validate.report.redact import Redactor
+from pd_validate.report.reference import reference_html
 
 PROJECT = Path(__file__).parents[3]
 
@@ -34,7 +35,7 @@ from pd_validate.findings import Finding, Where
 from pd_validate.report.allure import Story
 from pd_validate.report.redact import Redactor
 
-story = Story(Redactor(["rosebud"]), docs_url="https://docs.example/pd/")
+story = Story(Redactor(["rosebud"]))
 DOWN = Finding(id="link.down", where=Where(host="d1", device=6), expected="UP", got="DOWN",
                evidence=("$ hccn_tool -i 6 -link -g",))
 
@@ -130,8 +131,8 @@ def test_labels_say_what_a_test_is_about(by_name):
 def test_findings_link_to_their_documentation(by_name):
     (link,) = by_name["test_link_is_up[d1]"]["links"]
     assert (link["url"], link["name"]) == (
-        "https://docs.example/pd/checks.md#linkdown",
-        "link.down",
+        "../checks.html#link.down",
+        "about link.down",
     )
 
 
@@ -383,6 +384,15 @@ def test_allure_3_makes_a_page_with_the_culprit(browser, results, tmp_path):
     assert text.index("test_link_is_up[d1]") < text.index("test_lab")
     page.click("test_link_is_up[d1]")
     page.wait_for("link.down at d1 npu6: expected UP, got DOWN")
+    # The finding's link leads to its section of the page beside the report, in a new tab.
+    (tmp_path / "checks.html").write_text(reference_html(), encoding="utf-8")
+    page.wait_for("about link.down")
+    page.evaluate("window.open = (address) => { location.href = address }")
+    page.click("about link.down")
+    page.wait_for("The RoCE port of the NPU has no carrier.\n")
+    address = (tmp_path / "checks.html").as_uri() + "#link.down"
+    assert page.evaluate("location.href") == address
+    assert page.evaluate("document.querySelector('article:target').id") == "link.down"
     page = browser.open(made.index)
     page.wait_for("test_link_is_up[d1]")
     page.evaluate("location.hash = 'categories'")

@@ -13,6 +13,7 @@ from examples import (
     network_only,
 )
 
+from pd_validate.catalogue import CATALOGUE
 from pd_validate.findings import Finding, Verdict, Where
 from pd_validate.report import write_reports
 from pd_validate.report.record import HostNode, InstanceNode, Npu, Ping, RunRecord
@@ -133,7 +134,7 @@ def test_what_was_not_measured_is_named_and_not_drawn():
 def test_files_are_written(tmp_path):
     paths = write_reports(dead_link(), tmp_path / "new" / "report", secrets=["cluster.yaml"])
     names = {path.name for path in paths}
-    assert names == {"summary.html", "summary.md", "findings.json", "record.json"}
+    assert names == {"summary.html", "summary.md", "checks.html", "findings.json", "record.json"}
     for path in paths:
         assert "cluster.yaml" not in path.read_text(encoding="utf-8")
     assert "[secret]" in (tmp_path / "new" / "report" / "summary.html").read_text("utf-8")
@@ -197,6 +198,15 @@ def test_a_large_cluster_stays_small_enough_to_mail():
     assert check(page).errors == []
     assert len(page) < 3_000_000
     assert "h03 npu5 to h00 npu5: 0 of 3 back (worst of 16 paths)" in page
+
+
+def test_a_card_says_what_its_finding_is_about():
+    page = summary_html(corrupted_block())
+    assert "About <code>kv.corrupt</code>" in page
+    assert CATALOGUE["kv.corrupt"].evidence.partition("`")[0] in page
+    # The general remedy, since the finding's own hint says something else.
+    assert any(f.id == "kv.corrupt" and f.hint for f in corrupted_block().findings)
+    assert CATALOGUE["kv.corrupt"].fix.partition("`")[0] in page
 
 
 def test_latency_says_that_it_is_of_streamed_requests():

@@ -15,7 +15,7 @@ from pd_validate.report.places import Places
 from pd_validate.report.record import RunRecord
 from pd_validate.report.remake import remake
 
-PAGES = ("summary.html", "summary.md", "findings.json", "record.json")
+PAGES = ("summary.html", "summary.md", "checks.html", "findings.json", "record.json")
 USAGE_ERROR = 4
 
 
