@@ -19,7 +19,8 @@ def test_a_link_lands_at_its_finding(browser, tmp_path, id_):
     page_file = tmp_path / "checks.html"
     page_file.write_text(reference_html(), encoding="utf-8")
     page = browser.open(page_file)
-    page.evaluate(f"document.documentElement.style.scrollBehavior = 'auto'; location.hash = '{id_}'")
+    page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+    page.evaluate(f"location.hash = '{id_}'")
     top, text = page.evaluate(
         "(() => { const e = document.querySelector('article:target');"
         " return [e.getBoundingClientRect().top, e.innerText] })()"
