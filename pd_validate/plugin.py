@@ -335,6 +335,8 @@ def _ends_named(run: RunView) -> Iterator[None]:
     except BringUpFailed as failure:
         xfail_if_quarantined(run.session.quarantine.mark_all(failure.findings))
         raise AssertionError(f"the service did not come up:\n{told(failure)}") from None
+    finally:
+        run.tell_steps()
 
 
 @pytest.fixture(scope="session")

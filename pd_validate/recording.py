@@ -25,7 +25,8 @@ from pd_validate.report.record import (
     Span,
 )
 from pd_validate.spec.models import Cluster
-from pd_validate.topology.topology import LinkProof, Step
+from pd_validate.topology.timeline import Step
+from pd_validate.topology.topology import LinkProof
 from pd_validate.traffic.client import Answer
 from pd_validate.traffic.trace import TraceRecord, Transfer
 from pd_validate.traffic.usage import Samples
@@ -84,10 +85,17 @@ def spans(timeline: Iterable[Step]) -> list[Span]:
             name=step.what,
             start=step.start,
             end=step.end,
-            verdict=Verdict.PASS if step.ok else Verdict.FAIL,
+            verdict=_verdict(step),
+            note=step.note,
         )
         for step in timeline
     ]
+
+
+def _verdict(step: Step) -> Verdict:
+    if step.end is None:
+        return Verdict.UNKNOWN
+    return Verdict.PASS if step.ok else Verdict.FAIL
 
 
 def kv_pulls(transfers: Iterable[Transfer]) -> list[KvPull]:

@@ -32,7 +32,7 @@ from pd_validate.report.allure import Story
 from pd_validate.report.allure_files import attach_run, generate, write_results_files
 from pd_validate.report.logs import write_logs
 from pd_validate.report.places import Places
-from pd_validate.report.record import Outcome, RequestTiming, RunRecord, TestResult
+from pd_validate.report.record import Outcome, RequestTiming, RunRecord, Span, TestResult
 from pd_validate.report.redact import Redactor
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.report.write import write_reports
@@ -81,6 +81,10 @@ class RunView(Protocol):
 
     def found(self, test: str, findings: Sequence[Finding]) -> None:
         """Take a test's findings into the record."""
+        ...
+
+    def tell_steps(self) -> None:
+        """Tell in the report of the running test what has been done since the last call."""
         ...
 
     def hand_in(self) -> None:
@@ -212,6 +216,14 @@ class Run:
             self.story.finding(finding)
         self.record(test, findings)
 
+    def tell_steps(self) -> None:
+        self.story.tell(self.fresh_steps())
+
+    def fresh_steps(self) -> list[Span]:
+        """Steps that began since the last call, all of them over or given up."""
+        with self._one_at_a_time:
+            return recording.spans(self.session.timeline.fresh())
+
     def hand_in(self) -> None:
         """Nothing to do: the session has it."""
 
@@ -303,6 +315,7 @@ class Run:
         code = self._exit_code(exit_code, leftovers)
         record = self.session.record
         record.finished = dt.datetime.now(dt.UTC)
+        record.timeline = recording.spans(self.session.timeline.steps)
         record.tests = list(self._tests.values())
         record.findings = self.session.findings
         record.quarantine = recording.quarantine(self.session.quarantine, self.session.findings)
@@ -429,6 +442,9 @@ class _Answers:
 
     def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]:
         return self._run.looked_below(findings, test)
+
+    def fresh_steps(self) -> list[Span]:
+        return self._run.fresh_steps()
 
     def measured(self, latencies: Sequence[RequestTiming]) -> None:
         self._run.session.record.requests += latencies

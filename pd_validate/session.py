@@ -50,7 +50,8 @@ from pd_validate.spec.ports import port_plan
 from pd_validate.spec.profiles import devices_of
 from pd_validate.spec.runtime import remove_container, start_container
 from pd_validate.topology.service import Service
-from pd_validate.topology.topology import Progress, Topology
+from pd_validate.topology.timeline import Progress, Timeline
+from pd_validate.topology.topology import Topology
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
@@ -145,6 +146,7 @@ class Session:
         self._past_logs: dict[str, int] = {}  # bytes of logs that are another run's
         self.faults_made = False  # a test has broken something on purpose
         self._progress = progress
+        self.timeline = Timeline(progress)
         self._lock_wait = lock_wait
         self._undo = ExitStack()
         self._supervisors: dict[str, RemoteSupervisor] = {}
@@ -179,6 +181,10 @@ class Session:
         remove = remove_container(self.cluster, host.name, self.run_id)
         if start is None or remove is None:
             return
+        with self.timeline.step(host.name, "starting the container"):
+            self._start(host, shlex.join(start), remove)
+
+    def _start(self, host: RemoteHost, start: str, remove: Sequence[str]) -> None:
         machine, workdir = host.outside(), str(self.cluster.workdir_of(host.name))
         guard = RemoteSupervisor.open(
             machine,
@@ -188,11 +194,11 @@ class Session:
         )
         self._undo.callback(guard.close)
         guard.at_end(remove)
-        started = machine.run(shlex.join(start), timeout=self.cluster.timeouts.ready)
+        started = machine.run(start, timeout=self.cluster.timeouts.ready)
         if started.exit_code != 0:
             raise LabError(
                 f"{host.name}: the container does not start: {started.stderr.strip()[-300:]}. "
-                f"The command was: {shlex.join(start)}"
+                f"The command was: {start}"
             )
 
     @cached_property
@@ -212,10 +218,8 @@ class Session:
 
     def _read(self) -> ClusterFacts:
         requests = requests_of(self.cluster, self.plan)
-        return self._told(
-            "reading devices, network, software",
-            lambda: read_cluster(self.commands, requests),
-        )
+        watch = partial(self.timeline.step, what="reading devices, network, software")
+        return read_cluster(self.commands, requests, watch=watch)
 
     def _others(self, facts: ClusterFacts) -> dict[str, RunInfo]:
         """The living runs that hold hosts, by host; of hosts that answer."""
@@ -248,10 +252,9 @@ class Session:
     def pings(self) -> PingFacts:
         """The ping matrix between the NPUs of all hosts."""
         plan = ping_plan(self.cluster, self.facts)
-        return self._told(
-            f"{plan.count} pings between NPUs, schedule {plan.schedule}",
-            lambda: run_pings(self.commands, self.cluster, plan),
-        )
+        what = f"{plan.count} pings between NPUs, schedule {plan.schedule}"
+        watch = partial(self.timeline.step, what=what)
+        return run_pings(self.commands, self.cluster, plan, watch=watch)
 
     @cached_property
     def network(self) -> Report:
@@ -349,7 +352,7 @@ class Session:
                 self.plan,
                 self._supervised(),
                 ranktable=None if self._adopts else self._rank_table(),
-                progress=self._progress,
+                timeline=self.timeline,
             )
             if self._adopts:
                 self._topology.forget_the_past()
@@ -368,13 +371,16 @@ class Session:
                     raise error
         else:
             try:
-                self._supervisors = open_all(
-                    {host: self.commands[host] for host in used},
-                    workdirs={host: str(self.cluster.workdir_of(host)) for host in used},
-                    run_id=self.run_id,
-                    lease=self.cluster.timeouts.lease,
-                    wait=self._lock_wait,
-                )
+                with ExitStack() as steps:
+                    for host in used:  # all are locked or none, so it takes all the same time
+                        steps.enter_context(self.timeline.step(host, "locking"))
+                    self._supervisors = open_all(
+                        {host: self.commands[host] for host in used},
+                        workdirs={host: str(self.cluster.workdir_of(host)) for host in used},
+                        run_id=self.run_id,
+                        lease=self.cluster.timeouts.lease,
+                        wait=self._lock_wait,
+                    )
             except ClusterLocked as error:  # it came between our reading and now
                 raise self._unfit([_locked(error.host, str(error), "")]) from error
         return {host: HostHandle(self.commands[host], self._supervisors[host]) for host in used}
@@ -629,7 +635,6 @@ class Session:
         """Logs, traces, and what they say that no test has asked."""
         if self._usage is not None:
             self.record.kv_usage = recording.kv_usage(self._usage.stop())
-        self.record.timeline += recording.spans(topology.timeline)
         self.record.checks += recording.link_checks(topology.links)
         self.record.requests += self.latencies()
         if not self.faults_made:  # nobody may have asked for a process that died
@@ -688,19 +693,6 @@ class Session:
         uses = [use for use in port_plan(self.cluster) if use.host == host]
         return [port for use in uses for port in range(use.first, use.last + 1)]
 
-    def _told(self, what: str, work: Callable[[], T]) -> T:
-        """Run `work` for all hosts, with a line for each in the progress."""
-        for host in self.cluster.hosts:
-            self._progress.start(host, what)
-        result = work()
-        for host in self.cluster.hosts:
-            failure = getattr(result, "failures", {}).get(host)
-            if failure is not None:
-                self._progress.fail(host, failure.message)
-            else:
-                self._progress.done(host)
-        return result
-
 
 @dataclass(frozen=True)
 class Known:
@@ -757,7 +749,7 @@ class AttachedSession(Session):
                 self.plan,
                 self._supervised(),
                 ranktable=None,
-                progress=self._progress,
+                timeline=self.timeline,
                 is_up=True,
             )
         return self._topology

@@ -26,7 +26,7 @@ from pd_validate.errors import LabError
 from pd_validate.findings import Finding
 from pd_validate.quarantine import Quarantine
 from pd_validate.report.allure import Story
-from pd_validate.report.record import RequestTiming
+from pd_validate.report.record import RequestTiming, Span
 from pd_validate.report.redact import Redactor
 from pd_validate.session import AttachedSession, Known
 from pd_validate.spec.models import Cluster
@@ -71,13 +71,14 @@ class Owner(Protocol):
     def found(self, test: str, findings: Sequence[Finding]) -> None: ...
     def diagnosed(self, error: RequestFailed, test: str) -> list[Finding]: ...
     def looked_below(self, findings: Sequence[Finding], test: str) -> list[Finding]: ...
+    def fresh_steps(self) -> list[Span]: ...
     def measured(self, latencies: Sequence[RequestTiming]) -> None: ...
     def collected(self, alone_from: int) -> None: ...
 
 
 _QUESTIONS = (
     *("known", "stage", "bring_up", "found", "diagnosed", "looked_below", "measured"),
-    "collected",
+    *("fresh_steps", "collected"),
 )
 
 
@@ -166,6 +167,10 @@ class WorkersRun:
         for finding in findings:
             self.story.finding(finding)
         self._ask("found", test, findings)
+
+    def tell_steps(self) -> None:
+        with suppress(LabError):  # whoever asked has been told that the owner is gone
+            self.story.tell(self._ask("fresh_steps"))
 
     def hand_in(self) -> None:
         with suppress(LabError):  # without an owner nobody draws them

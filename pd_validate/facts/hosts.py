@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
@@ -35,6 +36,8 @@ from pd_validate.spec.ports import HCCL_BASE_PORT, side_channel_base, side_chann
 from pd_validate.spec.profiles import devices_of, profile_of
 
 T = TypeVar("T")
+# Entered around the work on a host, by its name: for whoever tells or times it.
+Watch = Callable[[str], AbstractContextManager[object]]
 
 HCCN_CONF = "/etc/hccn.conf"
 PACKAGES = ("torch", "torch_npu", "vllm", "vllm_ascend")
@@ -441,11 +444,19 @@ def _option(argv: Sequence[str], name: str) -> str | None:
 
 
 def read_cluster(
-    commands: Mapping[str, Commands], requests: Mapping[str, ReadRequest]
+    commands: Mapping[str, Commands],
+    requests: Mapping[str, ReadRequest],
+    *,
+    watch: Watch = nullcontext,
 ) -> ClusterFacts:
     """Read all hosts at once. Takes as long as the slowest host."""
     started = time.monotonic()
-    results = each_host(requests, lambda host: read_host(commands[host], requests[host]))
+
+    def one(host: str) -> HostFacts:
+        with watch(host):
+            return read_host(commands[host], requests[host])
+
+    results = each_host(requests, one)
     return ClusterFacts(
         {host: facts for host, facts in results.items() if isinstance(facts, HostFacts)},
         {host: error for host, error in results.items() if isinstance(error, HostFailure)},

@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Literal
@@ -27,6 +28,7 @@ from pd_validate.facts.hosts import (
     ClusterFacts,
     DeviceFacts,
     HostFailure,
+    Watch,
     each_host,
     run_collector,
     tool_options,
@@ -320,11 +322,22 @@ def rounds(tasks: Iterable[PingTask]) -> tuple[tuple[PingTask, ...], ...]:
 # --- running ------------------------------------------------------------------------------------
 
 
-def run_pings(commands: Mapping[str, Commands], cluster: Cluster, plan: PingPlan) -> PingFacts:
+def run_pings(
+    commands: Mapping[str, Commands],
+    cluster: Cluster,
+    plan: PingPlan,
+    *,
+    watch: Watch = nullcontext,
+) -> PingFacts:
     """Run every host's pings: one round trip per host, hosts in parallel."""
     by_host = {host: plan.of(host) for host in commands}
     work = {host: tasks for host, tasks in by_host.items() if tasks}
-    answers = each_host(work, lambda host: _run_on(commands[host], cluster, work[host]))
+
+    def one(host: str) -> list[PingResult]:
+        with watch(host):
+            return _run_on(commands[host], cluster, work[host])
+
+    answers = each_host(work, one)
     results: list[PingResult] = []
     failures: dict[str, HostFailure] = {}
     for host, answer in answers.items():

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from typing import Any
 
 from pd_validate.catalogue import CATALOGUE, Layer
 from pd_validate.findings import Finding
+from pd_validate.report.record import Span
 from pd_validate.report.redact import Redactor
 from pd_validate.report.reference import ABOUT, link_from_allure
 from pd_validate.report.words import capped
 
 try:
     import allure
+
+    from pd_validate.report.allure_steps import add_steps
 except ImportError:  # the results are then simply not written
     allure = None
 
@@ -67,6 +70,12 @@ class Story:
                 _log.info("%s: %s after %.1f s", title, type(error).__name__, took)
                 raise
         _log.info("%s: done in %.1f s", title, time.monotonic() - began)
+
+    def tell(self, spans: Sequence[Span]) -> None:
+        """What has been done for the running test, with the times at which it was done."""
+        if allure and spans:
+            text = self._redactor.text
+            add_steps([span.model_copy(update={"note": text(span.note)}) for span in spans])
 
     def attach(self, name: str, content: str, kind: Kind = Kind.TEXT) -> None:
         """Attach text to the running test or step."""

@@ -87,6 +87,7 @@ class Span(Part):
     start: EpochSeconds
     end: EpochSeconds | None = None
     verdict: Verdict = Verdict.PASS
+    note: str = ""  # what became of it, in a few words
 
 
 class Ping(Part):

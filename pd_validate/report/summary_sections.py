@@ -41,7 +41,7 @@ def sections_of(record: RunRecord, states: States) -> list[Section]:
         part("topology", "Topology", record.hosts, lambda: _topology(record, states)),
         part("checks", "Checks", record.checks, lambda: _checks(record, states)),
         part("pings", "Ping between NPUs", record.pings, lambda: _pings(record, states)),
-        part("bring-up", "Bring-up", record.timeline, lambda: _bring_up(record)),
+        part("timeline", "Timeline", record.timeline, lambda: _timeline(record)),
         part("kv", "KV transfer", record.kv_pairs or record.kv_pulls, lambda: _kv(record)),
         part("latency", "Latency", record.requests, lambda: _latency(record)),
         part(
@@ -129,7 +129,7 @@ def _pings(record: RunRecord, states: States) -> Markup:
     )
 
 
-def _bring_up(record: RunRecord) -> Markup:
+def _timeline(record: RunRecord) -> Markup:
     return join(
         _lead("What each host did, from the first connection. A dashed bar had not ended."),
         _wide(timeline(record)),

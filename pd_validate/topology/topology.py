@@ -39,6 +39,7 @@ from pd_validate.spec.plan import InstanceLaunch, LaunchPlan, Process, trace_dir
 from pd_validate.topology.service import Service
 from pd_validate.topology.staging import Bundle, pack, stage
 from pd_validate.topology.system_logs import system_logs
+from pd_validate.topology.timeline import Timeline
 from pd_validate.traffic.client import PREFIX, RequestFailed
 from pd_validate.traffic.trace import parse_trace
 from pd_validate.waiting import wait_for
@@ -65,17 +66,6 @@ class BringUpFailed(PdValidateError):
 
     def __str__(self) -> str:
         return "\n".join(str(finding) for finding in self.findings)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of bring-up on one host; times are seconds since the epoch, ours."""
-
-    host: str
-    what: str
-    start: float
-    end: float
-    ok: bool
 
 
 @dataclass(frozen=True)
@@ -112,14 +102,6 @@ print(rss, handles)
 """
 
 
-class Progress(Protocol):
-    """Who is told what happens on which host."""
-
-    def start(self, host: str, what: str) -> None: ...
-    def done(self, host: str, note: str = "") -> None: ...
-    def fail(self, host: str, why: str) -> None: ...
-
-
 class Host(Protocol):
     """A host as bring-up needs it: commands, and the supervisor of this run's processes."""
 
@@ -139,18 +121,17 @@ class Topology:
         hosts: Mapping[str, Host],
         *,
         ranktable: bytes | None,
-        progress: Progress,
+        timeline: Timeline,
         is_up: bool = False,
     ) -> None:
         """`is_up`: somebody else has brought it up, and its first answer is there."""
         self.cluster = cluster
         self.plan = plan
         self.service = Service(cluster, plan)
-        self.timeline: list[Step] = []
+        self.timeline = timeline
         self.links: list[LinkProof] = []
         self._hosts = hosts
         self._ranktable = ranktable
-        self._progress = progress
         self._failure: BringUpFailed | None = None
         self._is_up = is_up
         self._given_up = threading.Event()
@@ -251,29 +232,31 @@ class Topology:
         the other. `seconds`: what an engine may take for each.
         """
 
-        def one(launch: InstanceLaunch) -> list[Finding]:
-            client = self.service.instances[launch.name]
-            where = Where(host=launch.host, instance=launch.name)
-            try:
-                answer = client.complete("Alive?", max_tokens=1, timeout=seconds)
-                return check_served(answer, where) or check_served(
-                    client.complete("Alive?", max_tokens=_FEW, timeout=seconds, stream=True), where
-                )
-            except RequestFailed as error:
-                tail = self._tail(launch)
-                return [
-                    Finding(
-                        id="engine.hung" if error.timeout else "service.error",
-                        where=where,
-                        expected=f"an answer within {seconds:g} s, without any PD",
-                        got=str(error),
-                        evidence=tuple(tail[-_SHOWN_LINES:]),
-                    )
-                ]
-
         launches = self.plan.instances
-        results = in_parallel({name: partial(one, launch) for name, launch in launches.items()})
+        results = in_parallel(
+            {name: partial(self._work_of, launch, seconds) for name, launch in launches.items()}
+        )
         return [f for r in results.values() if not isinstance(r, LabError) for f in r]
+
+    def _work_of(self, launch: InstanceLaunch, seconds: float) -> list[Finding]:
+        client = self.service.instances[launch.name]
+        where = Where(host=launch.host, instance=launch.name)
+        try:
+            answer = client.complete("Alive?", max_tokens=1, timeout=seconds)
+            return check_served(answer, where) or check_served(
+                client.complete("Alive?", max_tokens=_FEW, timeout=seconds, stream=True), where
+            )
+        except RequestFailed as error:
+            tail = self._tail(launch)
+            return [
+                Finding(
+                    id="engine.hung" if error.timeout else "service.error",
+                    where=where,
+                    expected=f"an answer within {seconds:g} s, without any PD",
+                    got=str(error),
+                    evidence=tuple(tail[-_SHOWN_LINES:]),
+                )
+            ]
 
     def kill(self, name: str) -> None:
         """SIGKILL for all of a process, as the kernel does when memory runs out. For faults."""
@@ -419,20 +402,20 @@ class Topology:
 
     def _wait_for_first_tokens(self) -> None:
         """Each engine alone: what fails here is the engine, not the KV link."""
-        hosts = {launch.host for launch in self.plan.instances.values()}
-        for host in hosts:
-            self._progress.start(host, "first token, each engine alone")
-        start = time.time()
-        findings = self._unless_sick(
-            partial(self.check_work, seconds=self.cluster.timeouts.request)
-        )
-        for host in hosts:
-            ok = host not in {finding.where.host for finding in findings}
-            self.timeline.append(Step(host, "first token, alone", start, time.time(), ok))
-            if ok:
-                self._progress.done(host)
-            else:
-                self._progress.fail(host, "an engine does not answer by itself")
+
+        def one(launch: InstanceLaunch) -> list[Finding]:
+            with self.timeline.step(launch.host, f"first token, alone ({launch.name})") as step:
+                findings = self._work_of(launch, self.cluster.timeouts.request)
+                if findings:
+                    step.fail("it does not answer by itself")
+            return findings
+
+        def all_of_them() -> list[Finding]:
+            launches = self.plan.instances
+            results = in_parallel({name: partial(one, each) for name, each in launches.items()})
+            return [f for r in results.values() if not isinstance(r, LabError) for f in r]
+
+        findings = self._unless_sick(all_of_them)
         if findings:
             raise BringUpFailed(findings)
 
@@ -624,7 +607,8 @@ class Topology:
 
         def one(host: str, what: str, work: Callable[[], str]) -> tuple[Finding, ...]:
             try:
-                self._timed(host, what, work)
+                with self.timeline.step(host, what) as step:
+                    step.note = work()
             except BringUpFailed as failure:
                 return failure.findings
             return ()
@@ -637,21 +621,6 @@ class Topology:
             findings += result
         if findings:
             raise BringUpFailed(findings)
-
-    def _timed(self, host: str, what: str, work: Callable[[], str]) -> None:
-        self._progress.start(host, what)
-        start = time.time()
-        ok = False
-        try:
-            note = work()
-            ok = True
-            self._progress.done(host, note)
-        except Exception as error:
-            why = str(error).partition("\n")[0]
-            self._progress.fail(host, why or "given up, another host has failed")
-            raise
-        finally:
-            self.timeline.append(Step(host, what, start, time.time(), ok))
 
 
 def _spec(process: Process, run_dir: str) -> ProcessSpec:

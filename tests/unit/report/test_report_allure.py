@@ -76,11 +76,40 @@ def pytest_sessionfinish():
 """
 
 
+# Two hosts that started a container each; the second of three engines does not come up.
+STEPS = """
+import pytest
+from pd_validate.findings import Verdict
+from pd_validate.report.allure import Story
+from pd_validate.report.record import Span
+from pd_validate.report.redact import Redactor
+
+
+@pytest.fixture
+def topology():
+    story = Story(Redactor(["rosebud"]))
+    story.tell([])
+    story.tell([
+        Span(host="p1", name="staging", start=100.25, end=101.5, note="code copied by rosebud"),
+        Span(host="d1", name="staging", start=100.0, end=103.0),
+        Span(host="d1", name="load (decode-1)", start=103.0, end=110.0, verdict=Verdict.FAIL,
+             note="exit code 1"),
+        Span(host="d1", name="load (decode-2)", start=103.0, verdict=Verdict.UNKNOWN),
+        Span(host="p1", name="completion (proxy)", start=110.0, end=111.0),
+    ])
+
+
+def test_topology(topology):
+    pass
+"""
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """An allure-results directory of a real run."""
     directory = tmp_path_factory.mktemp("inner")
     (directory / "test_inner.py").write_text(INNER)
+    (directory / "test_steps.py").write_text(STEPS)
     (directory / "conftest.py").write_text(INNER_CONFTEST)
     command = [
         sys.executable,
@@ -93,7 +122,7 @@ def results(tmp_path_factory):
         "no:cacheprovider",
     ]
     done = subprocess.run(
-        [*command, "--alluredir", "allure-results", "test_inner.py"],
+        [*command, "--alluredir", "allure-results", "test_inner.py", "test_steps.py"],
         cwd=directory,
         env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -101,7 +130,7 @@ def results(tmp_path_factory):
         timeout=60,
         check=False,
     )
-    assert "3 failed, 1 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert "3 failed, 2 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
     return directory / "allure-results"
 
 
@@ -144,6 +173,7 @@ def test_product_fails_and_lab_breaks(by_name):
         "test_parity": "skipped",
         "test_lab": "broken",
         "test_harness": "broken",
+        "test_topology": "passed",
     }
 
 
@@ -156,6 +186,33 @@ def test_steps_nest_and_attachments_are_capped_and_redacted(by_name, results):
     assert text.startswith("password=[secret]")
     assert len(text) < 201_000
     assert "characters left out" in text
+
+
+def test_bring_up_is_told_below_its_fixture_with_its_own_times(results):
+    containers = [json.loads(path.read_text()) for path in results.glob("*-container.json")]
+    (fixture,) = [
+        before
+        for container in containers
+        for before in container.get("befores", [])
+        if before["name"] == "topology"
+    ]
+    staging, load, completion = fixture["steps"]
+
+    def told(step):
+        return step["name"], step["status"], step["start"], step.get("stop")
+
+    assert told(staging) == ("staging", "passed", 100_000, 103_000)
+    assert [told(step) for step in staging["steps"]] == [
+        ("p1: code copied by [secret]", "passed", 100_250, 101_500),
+        ("d1", "passed", 100_000, 103_000),
+    ]
+    assert told(load) == ("load", "failed", 103_000, 110_000)
+    failed, unended = load["steps"]
+    assert told(failed) == ("d1 (decode-1): exit code 1", "failed", 103_000, 110_000)
+    assert failed["statusDetails"]["message"] == "exit code 1"
+    assert told(unended) == ("d1 (decode-2)", "broken", 103_000, None)
+    assert unended["statusDetails"]["message"] == "it had not ended"
+    assert told(completion) == ("completion: p1 (proxy)", "passed", 110_000, 111_000)
 
 
 def test_finding_is_attached_with_its_evidence(by_name, results):
@@ -212,6 +269,7 @@ def test_steps_are_logged_without_allure(monkeypatch, caplog):
     story.attach("answer", "text")
     story.attach_to_run("answer", "text")
     story.error_of_run("error")
+    story.tell(green().timeline)
     story.finding(dead_link().findings[0])
     with story.step("first rosebud"):
         pass

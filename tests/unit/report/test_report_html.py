@@ -127,7 +127,7 @@ def test_red_tests_without_findings_are_not_called_passed():
 
 def test_what_was_not_measured_is_named_and_not_drawn():
     page = summary_html(network_only())
-    assert "Not measured in this run: Bring-up, KV transfer, Latency, KV cache usage" in page
+    assert "Not measured in this run: Timeline, KV transfer, Latency, KV cache usage" in page
     assert 'id="kv"' not in page
 
 

@@ -30,6 +30,8 @@ class Run:
         return findings
     def found(self, nodeid, findings):
         pass
+    def tell_steps(self):
+        pass
     def hand_in(self):
         pass
     def tested(self, report, layer):

@@ -13,7 +13,7 @@ from as_user import run_pytest
 from foreign import Foreign
 
 from pd_validate.quarantine import load_quarantine
-from pd_validate.report.record import RequestTiming
+from pd_validate.report.record import RequestTiming, Span
 from pd_validate.sharing import Desk, Handle, Owner, WorkersRun
 from pd_validate.spec.load import load_cluster
 from twin.scenario import DeviceFault, Scenario
@@ -104,16 +104,21 @@ def test_a_quarantine_holds_in_workers(foreign: Foreign) -> None:
 
 
 class Measuring:
-    """An owner that only takes latencies."""
+    """An owner that takes latencies and tells one step, once."""
 
     def __init__(self) -> None:
         self.got: list[RequestTiming] = []
+        self.steps = [Span(host="d1", name="staging", start=1.0, end=2.0)]
 
     def measured(self, latencies: Sequence[RequestTiming]) -> None:
         self.got += latencies
 
+    def fresh_steps(self) -> list[Span]:
+        told, self.steps = self.steps, []
+        return told
 
-def test_latencies_of_a_worker_reach_the_owner(
+
+def test_latencies_reach_the_owner_and_steps_a_worker(
     foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = Measuring()
@@ -133,10 +138,15 @@ def test_latencies_of_a_worker_reach_the_owner(
         monkeypatch.setattr(run.session, "latencies", lambda: [timing])
         run.hand_in()
         assert owner.got == [timing]
+        told: list[Span] = []
+        monkeypatch.setattr(run.story, "tell", told.extend)
+        run.tell_steps()
+        assert [span.name for span in told] == ["staging"]
     finally:
         run.close()
         desk.close()
     run.hand_in()  # the owner has ended: nothing to draw, and nothing to fail on
+    run.tell_steps()
     assert owner.got == [timing]
 
 

@@ -16,6 +16,7 @@ from pd_validate.hosts.api import StoppedProcess
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import launch_plan, run_dirs
+from pd_validate.topology.timeline import Timeline
 from pd_validate.topology.topology import BringUpFailed, Topology, stopped_finding
 
 READY = 60.0  # seconds; nothing here may wait that long
@@ -62,7 +63,7 @@ def make(tmp_path: Path, told: Told) -> Iterator[Make]:
                 supervisor = LocalSupervisor(Path(dirs[name]), urls, behaves)
                 undo.callback(supervisor.close)
                 hosts[name] = LocalHost(LocalCommands(name), supervisor)
-            topology = Topology(cluster, plan, hosts, ranktable=b"{}", progress=told)
+            topology = Topology(cluster, plan, hosts, ranktable=b"{}", timeline=Timeline(told))
             undo.callback(topology.close)
             return topology
 
@@ -100,7 +101,7 @@ def test_bring_up_ends_with_a_service_that_answers(make: Make, told: Told) -> No
     assert b"serving" in topology.logs()["decode-1"]
     for what in ("staging", "starting", "engines load", "KV links (decode-2)", "first completion"):
         assert any(what in line for line in told.lines), what
-    assert all(step.ok and step.end >= step.start for step in topology.timeline)
+    assert all(step.ok and step.end and step.end >= step.start for step in topology.timeline.steps)
 
 
 def test_everything_lies_on_the_hosts_before_anything_starts(make: Make, tmp_path: Path) -> None:
