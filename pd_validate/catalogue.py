@@ -682,8 +682,9 @@ _KINDS = (
         "drain.leak",
         Layer.KV_DATA,
         meaning="KV blocks stay held after all requests ended.",
-        fix="The release message was lost; see the request ids.",
-        evidence="KV cache usage in the engine's metrics after all requests ended.",
+        fix="The release message was lost: look for the requests of the evidence in the logs.",
+        evidence="KV cache usage in the engine's metrics after all requests ended; requests whose "
+        "KV was produced there and received nowhere (of those that the audit has seen).",
     ),
     Kind(
         "drain.stuck",

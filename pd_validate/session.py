@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from pd_validate import __version__, recording
 from pd_validate.catalogue import Layer
+from pd_validate.checks.drain import check_idle
 from pd_validate.checks.explain import explained
 from pd_validate.checks.kv import check_transfers
 from pd_validate.checks.leftovers import check_leftovers, unknown_leftovers
@@ -55,7 +56,14 @@ from pd_validate.topology.topology import Topology
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
-from pd_validate.traffic.trace import TraceRecord, Transfer, join, of_request, parse_trace
+from pd_validate.traffic.trace import (
+    TraceRecord,
+    Transfer,
+    join,
+    of_request,
+    parse_trace,
+    unclaimed,
+)
 from pd_validate.traffic.usage import UsageWatch
 from pd_validate.waiting import wait_for
 
@@ -525,6 +533,20 @@ class Session:
             left = started + limit - time.monotonic()
             wait_for(idle, seconds=max(left, 0.0), what=f"{instance} idle")
         return latest[0], time.monotonic() - started
+
+    def check_idle(self, instance: str, *, seconds: float | None = None) -> list[Finding]:
+        """Whether an instance runs, waits for and holds nothing; `seconds` as in `wait_idle`."""
+        metrics, waited = self.wait_idle(instance, seconds=seconds)
+        records: list[TraceRecord] = []
+        if not metrics.idle:
+            with suppress(LabError):  # without the trace the finding has no names
+                records, _ = parse_trace(self.topology().traces())
+        return check_idle(
+            metrics,
+            self.topology().service.where(instance),
+            waited=waited,
+            unclaimed=unclaimed(records, instance),
+        )
 
     def wait_proxy_idle(self) -> tuple[str, float]:
         """The proxy's metrics once it counts no load, or at the deadline; and the wait.

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pd_validate.findings import Finding, Where
 from pd_validate.traffic.metrics import EngineMetrics
+from pd_validate.traffic.trace import TraceRecord
+
+_NAMED = 10  # requests; a leak of more is not told better by more names
 
 
-def check_idle(metrics: EngineMetrics, where: Where, *, waited: float) -> list[Finding]:
-    """`waited`: seconds since the last request ended, for the message."""
+def check_idle(
+    metrics: EngineMetrics, where: Where, *, waited: float, unclaimed: Sequence[TraceRecord] = ()
+) -> list[Finding]:
+    """`waited`: seconds since the last request ended, for the message.
+
+    `unclaimed`: KV that this instance has produced and nobody received, the oldest first.
+    """
     findings = []
     if metrics.running or metrics.waiting:
         findings.append(
@@ -28,10 +38,16 @@ def check_idle(metrics: EngineMetrics, where: Where, *, waited: float) -> list[F
                 where=where,
                 expected="KV usage 0",
                 got=f"{metrics.kv_usage:.1%}{held} after {waited:.0f} s",
+                evidence=tuple(map(_never_received, unclaimed[-_NAMED:])),
                 because=tuple(finding.as_cause() for finding in findings),
             )
         )
     return findings
+
+
+def _never_received(record: TraceRecord) -> str:
+    blocks = " ".join(map(str, record.blocks))
+    return f"produced here and never received: {record.request}, blocks {blocks}"
 
 
 def check_path(

@@ -87,6 +87,18 @@ def join(records: Iterable[TraceRecord]) -> list[Transfer]:
     ]
 
 
+def unclaimed(records: Sequence[TraceRecord], instance: str) -> list[TraceRecord]:
+    """What an instance has produced and nobody received, one record a request, oldest first."""
+    received = {r.remote_request or r.request for r in records if r.phase == "received"}
+    left = {
+        record.request: record
+        for record in records
+        if (record.phase, record.instance) == ("produced", instance)
+        and record.request not in received
+    }
+    return sorted(left.values(), key=lambda record: record.time)
+
+
 def of_request(records: Sequence[TraceRecord], request_id: str) -> list[TraceRecord]:
     """Records of the request that a client sent with this X-Request-Id.
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pd_validate.checks.drain import check_idle
 from pd_validate.checks.proxying import check_load_released
 from pd_validate.findings import Finding
 from pd_validate.run import RunView
@@ -25,8 +24,7 @@ def back_to_zero(run: RunView, request: pytest.FixtureRequest) -> Iterator[None]
         return  # nothing was started, or what was is known to be sick
     found: list[Finding] = []
     for instance in service.instances:
-        metrics, waited = run.session.wait_idle(instance)
-        found += check_idle(metrics, service.where(instance), waited=waited)
+        found += run.session.check_idle(instance)
     metrics_text, waited = run.session.wait_proxy_idle()
     found += check_load_released(metrics_text, service.where(service.proxy.name), waited=waited)
     if found:

@@ -9,6 +9,7 @@ import pytest
 from pd_validate.checks.drain import check_idle, check_path
 from pd_validate.findings import Where, root_findings
 from pd_validate.traffic.metrics import EngineMetrics, kv_usage, parse_engine_metrics
+from pd_validate.traffic.trace import TraceRecord, unclaimed
 
 # Lines of vLLM 0.32's /metrics as a decoder of the twin writes them, shortened.
 V0_32 = """\
@@ -109,6 +110,27 @@ def test_blocks_that_stay_held_are_a_leak() -> None:
     assert finding.id == "drain.leak"
     assert finding.where == WHERE
     assert finding.got == "1.2% (about 3 blocks) after 30 s"
+    assert finding.evidence == ()
+
+
+def test_a_leak_names_the_requests_whose_kv_nobody_received() -> None:
+    given_up = record("cmpl-b", "prefill-1", "produced", time=2, blocks=(4, 7))
+    records = [
+        given_up,
+        record("cmpl-a", "prefill-1", "produced", time=1),
+        record("cmpl-a-on-the-decoder", "decode-1", "received", remote_request="cmpl-a"),
+        record("cmpl-c", "prefill-2", "produced", time=3),
+    ]
+    left = unclaimed(records, "prefill-1")
+    assert left == [given_up]
+    (finding,) = check_idle(replace(IDLE, kv_usage=3 / 256), WHERE, waited=30, unclaimed=left)
+    assert finding.evidence == ("produced here and never received: cmpl-b, blocks 4 7",)
+
+
+def record(request: str, instance: str, phase: str, **more: object) -> TraceRecord:
+    common = {"rank": 0, "layers": (), "blocks": (1,), "tokens": 1, "digests": {}, "bytes": 0}
+    said = common | {"request": request, "instance": instance, "phase": phase} | more
+    return TraceRecord.model_validate(said)
 
 
 @pytest.mark.parametrize("stuck", [{"running": 1}, {"waiting": 2}])
