@@ -10,6 +10,7 @@ from examples import EXAMPLES, corrupted_block, dead_link, failed_bringup, green
 from rich.cells import cell_len
 
 from pd_validate.findings import Finding, Where
+from pd_validate.report.record import RunRecord
 from pd_validate.report.terminal import HostProgress, console_for, print_summary
 
 
@@ -63,6 +64,18 @@ def test_leftovers_are_listed():
 def test_chinese_text_passes_and_what_an_encoding_lacks_is_replaced():
     assert "的的" in summary(corrupted_block(), encoding="gb18030")
     assert "'??" in summary(corrupted_block(), encoding="ascii").replace(" ", "")
+
+
+def test_columns_stand_straight_beside_chinese_names():
+    text = dead_link().model_dump_json().replace('"d1"', '"节点一"')
+    table = summary(RunRecord.model_validate_json(text)).partition("\n\n")[0].splitlines()
+    head, link = (next(li for li in table if li.startswith(key)) for key in ("check ", "link.st"))
+
+    def column(line, word):
+        return cell_len(line.partition(word)[0])
+
+    assert column(head, "节点一") == column(link, "FAIL npu6")
+    assert column(head, "d2") == column(link, "ok       -")
 
 
 def test_secrets_are_not_printed():
