@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from pd_validate import __version__
 from pd_validate.catalogue import Layer
 from pd_validate.checks.result import Report
 from pd_validate.facts.hosts import ClusterFacts, HostFacts
@@ -181,6 +182,7 @@ def environment(cluster: Cluster, facts: ClusterFacts) -> dict[str, str | dict[s
         "hardware": cluster.hardware,
         "model": str(cluster.model.path),
         "connector": cluster.connector.name or cluster.connector.kind,
+        "pd-validate": __version__,
     }
     by_name: dict[str, dict[str, str]] = {}
     for host, read in facts.hosts.items():

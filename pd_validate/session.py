@@ -15,7 +15,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -260,8 +260,11 @@ class Session:
     def pings(self) -> PingFacts:
         """The ping matrix between the NPUs of all hosts."""
         plan = ping_plan(self.cluster, self.facts)
-        what = f"{plan.count} pings between NPUs, schedule {plan.schedule}"
-        watch = partial(self.timeline.step, what=what)
+
+        def watch(host: str) -> AbstractContextManager[object]:
+            note = f"{len(plan.of(host))} of {plan.count}, schedule {plan.schedule}"
+            return self.timeline.step(host, "pings", note)
+
         return run_pings(self.commands, self.cluster, plan, watch=watch)
 
     @cached_property

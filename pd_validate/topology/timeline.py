@@ -59,9 +59,9 @@ class Timeline:
         return fresh
 
     @contextmanager
-    def step(self, host: str, what: str) -> Iterator[Step]:
-        """What is done inside is `what`, on `host`; its `note` may be said meanwhile."""
-        step = Step(host, what, time.time())
+    def step(self, host: str, what: str, note: str = "") -> Iterator[Step]:
+        """What is done inside is `what`, on `host`; its `note` may be said meanwhile, too."""
+        step = Step(host, what, time.time(), note=note)
         with self._lock:
             self._steps.append(step)
         self._progress.start(host, what)

@@ -100,4 +100,5 @@ def _bar(
         if x - needed >= free_from:
             name = text(x - 5, y + 13.5, label, cls="label", anchor="end")
             break
-    return with_title(f"{span.host}: {span.name}, {took}", join(rect, name))
+    note = f" ({span.note})" if span.note else ""
+    return with_title(f"{span.host}: {span.name}, {took}{note}", join(rect, name))

@@ -197,7 +197,11 @@ def test_ping_map_marks_loss_silence_and_slowness():
 
 def test_timeline_shows_a_span_that_never_ended():
     record = failed_bringup()
+    record.timeline.append(
+        Span(host="p1", name="staging", start=T0, end=T0 + 1, note="code is there already")
+    )
     found = titles(timeline(record))
+    assert "p1: staging, 1 s (code is there already)" in found
     assert "d2: decode-2: graph capture, did not end" in found
     assert "d1: decode-1: load, 71.3 s" in found
 

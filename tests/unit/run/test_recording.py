@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from foreign import Foreign
 
-from pd_validate import recording
+from pd_validate import __version__, recording
 from pd_validate.catalogue import Layer
 from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.findings import Finding, Verdict, Where
@@ -45,6 +45,7 @@ def facts(cluster: Cluster) -> Iterator[ClusterFacts]:
 def test_environment(cluster: Cluster, facts: ClusterFacts) -> None:
     told = recording.environment(cluster, facts)
     assert told["hardware"] == "atlas-800t-a2"
+    assert told["pd-validate"] == __version__
     for name in ("driver", "firmware", "torch", "vllm", "python", "kernel", "model digest"):
         values = told[name]
         assert isinstance(values, dict), name

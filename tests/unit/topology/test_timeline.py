@@ -9,7 +9,8 @@ from pd_validate.topology.timeline import Timeline
 def test_a_step_is_told_timed_and_noted() -> None:
     told = Told()
     timeline = Timeline(told)
-    with timeline.step("p1", "staging") as step:
+    with timeline.step("p1", "staging", "being copied") as step:
+        assert step.note == "being copied"
         step.note = "code copied"
         (open_step,) = timeline.steps
         assert open_step.end is None
