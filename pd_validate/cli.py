@@ -29,6 +29,7 @@ from pd_validate.report.terminal import HostProgress, console_for, print_summary
 from pd_validate.session import Session
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
+from pd_validate.spec.runtime import check_can_stay
 
 USAGE_ERROR = 4
 NOT_FIT = 10
@@ -73,6 +74,7 @@ def _plan(cluster: Cluster, arguments: argparse.Namespace) -> int:
 
 
 def _up(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    check_can_stay(cluster)
     console = console_for(sys.stdout)
     with HostProgress(console, list(cluster.hosts)) as progress:
         session = Session(cluster, audit="off", progress=progress)

@@ -156,12 +156,16 @@ def open_cluster(options: Options, undo: ExitStack | None = None) -> Cluster:
     for a file that cannot be used, LabError for a twin that cannot be started.
     """
     from pd_validate.spec.load import load_cluster
+    from pd_validate.spec.runtime import check_can_stay
 
     kind, _, name = options.cluster.partition(":")
     if kind != TWIN:
         if options.scenario is not None:
             raise SpecError("--scenario breaks the twin; it cannot be used on a real cluster")
-        return load_cluster(Path(options.cluster))
+        cluster = load_cluster(Path(options.cluster))
+        if options.keep_up or options.reuse:
+            check_can_stay(cluster)
+        return cluster
     if options.keep_up or options.reuse:
         raise SpecError(
             "this twin ends with pytest. For --keep-up and --reuse start one that stays: "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from pd_validate.errors import SpecError
 from pd_validate.spec.models import (
     Cluster,
     DockerExecRuntime,
@@ -91,6 +92,20 @@ def start_container(cluster: Cluster, host: str, run_id: str) -> tuple[str, ...]
     for mount in runtime.mounts:
         command += ["--volume", mount]
     return (*command, *runtime.args, "--entrypoint", "sleep", runtime.image, "infinity")
+
+
+def check_can_stay(cluster: Cluster) -> None:
+    """Raises SpecError if what is left running (`--keep-up`) would be in a container of ours.
+
+    Such a container ends with its run; nobody else would ever remove it.
+    """
+    ours = [h for h in cluster.hosts if isinstance(cluster.runtime_of(h), DockerRunRuntime)]
+    if ours:
+        raise SpecError(
+            f"hosts {', '.join(ours)}: a container of kind docker-run ends with its run, so "
+            "nothing can be left running in it. Start the container yourself and name it: "
+            "`runtime: {kind: docker-exec, container: NAME}`"
+        )
 
 
 def enter(cluster: Cluster, host: str, run_id: str) -> tuple[tuple[str, ...], ...]:

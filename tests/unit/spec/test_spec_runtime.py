@@ -13,9 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from pd_validate.errors import SpecError
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster, DockerExecRuntime, DockerRunRuntime, HostRuntime
-from pd_validate.spec.runtime import container_of, enter, remove_container, start_container, wrap
+from pd_validate.spec.runtime import (
+    check_can_stay,
+    container_of,
+    enter,
+    remove_container,
+    start_container,
+    wrap,
+)
 
 ARGUMENTS = (
     "plain",
@@ -116,6 +124,11 @@ def test_a_container_of_ours_is_entered_by_its_name() -> None:
     runtime = DockerRunRuntime(kind="docker-run", image="vllm-ascend")
     assert container_of(runtime, "r1") == "pd-validate-r1"
     assert wrap(runtime, ["true"], run_id="r1")[-2:] == ("pd-validate-r1", "true")
+
+
+def test_nothing_can_be_left_running_in_a_container_of_ours(containers: Cluster) -> None:
+    with pytest.raises(SpecError, match="hosts d2: a container of kind docker-run ends with its"):
+        check_can_stay(containers)
 
 
 class TestStartContainer:
