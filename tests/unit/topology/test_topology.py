@@ -101,6 +101,10 @@ def test_bring_up_ends_with_a_service_that_answers(make: Make, told: Told) -> No
     assert b"serving" in topology.logs()["decode-1"]
     for what in ("staging", "starting", "engines load", "KV links (decode-2)", "first completion"):
         assert any(what in line for line in told.lines), what
+    steps = {(step.host, step.what): step.note for step in topology.timeline.steps}
+    assert steps["d1", "staging code and rank table"] == "code copied, rank table placed"
+    assert ("d2", "first token, alone (decode-2)") in steps
+    assert steps["p1", f"first completion through the proxy ({PROXY})"] == PROXY
     assert all(step.ok and step.end and step.end >= step.start for step in topology.timeline.steps)
 
 
