@@ -136,7 +136,8 @@ class Caller:
             left = max(0, int((deadline - time.monotonic()) * 1000))
             if channel.poll(left):
                 return channel.recv()
-        except (OSError, zmq.ZMQError) as error:
+        except (OSError, ValueError, OverflowError, zmq.ZMQError) as error:
+            # A host or port that cannot be one is a ValueError or OverflowError.
             self.close()
             raise TransferError(
                 "unreachable", f"prefiller {self.address} does not answer: {error}"

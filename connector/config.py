@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -77,7 +78,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
             return float(value)
         wanted = "a number of seconds above 0"
     elif isinstance(default, tuple):
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        if isinstance(value, list | tuple) and all(_is_address(item) for item in value):
             return tuple(value)
         wanted = 'a list of "host:port"'
     else:
@@ -85,6 +86,10 @@ def _checked(key: str, value: Any, default: Any) -> Any:
             return value
         wanted = "a string"
     raise ConnectorConfigError(f"kv_connector_extra_config.{key} must be {wanted}, got {value!r}")
+
+
+def _is_address(item: Any) -> bool:
+    return isinstance(item, str) and re.fullmatch(r".+:\d{1,5}", item) is not None
 
 
 @dataclass(frozen=True)

@@ -131,17 +131,22 @@ class DataDist:
         except llm_datadist.LLMException as error:
             logger.warning("unlink: %s", error)
 
-    def pull(self, peer: Agent, remote: Sequence[int], local: Sequence[int]) -> int:
+    def pull(
+        self, peer: Agent, remote: Sequence[int], local: Sequence[int], deadline: float
+    ) -> int:
         """Copy blocks `remote[i]` of the peer to `local[i]`, all tensors; returns bytes.
 
-        Raises TransferError; the local blocks are undefined then and the link must be
-        dropped before they are used for anything else.
+        No call of the engine begins after `deadline`, a time.monotonic() value; one that runs
+        then may still take its time. Raises TransferError; the local blocks are undefined then
+        and the link must be dropped before they are used for anything else.
         """
         manager = self._engine.cache_manager
         for model_id, (cache, options) in enumerate(self._caches):
             key = llm_datadist.BlocksCacheKey(peer.cluster_id, model_id)
             for start in range(0, len(remote), BLOCKS_PER_PULL):
                 end = start + BLOCKS_PER_PULL
+                if time.monotonic() >= deadline:
+                    raise TransferError("timeout", "load_timeout passed during the pull")
                 try:
                     manager.pull_blocks(
                         key, cache, list(remote[start:end]), list(local[start:end]), **options

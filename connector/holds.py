@@ -2,22 +2,25 @@
 
 The scheduler announces a finished request; from then on its blocks stay allocated until
 every decoder rank concerned has said that it is done, or a release came, or the deadline
-passed. Each announced request ends exactly once: a finished id that the scheduler does
-not know would end the engine. Thread-safe; the clock is time.monotonic.
+passed. A decoder may be done, or a release come, before the workers hear the announcement:
+such words are kept for it. Each announced request ends exactly once: a finished id that the
+scheduler does not know would end the engine. Thread-safe; the clock is time.monotonic.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from connector.protocol import BeginReply, BeginStatus
 
-REMEMBERED = 8192  # ended requests remembered, so that a late question is answered at once
+REMEMBERED = 8192  # requests, of those that ended (to answer late questions) and of those to come
 
 
 class End(StrEnum):
@@ -30,10 +33,10 @@ class End(StrEnum):
 
 @dataclass
 class Hold:
-    """One finished request whose blocks are kept."""
+    """What is known of one finished request: of its blocks here, and of its decoder."""
 
-    blocks: int
-    deadline: float
+    blocks: int = 0
+    deadline: float = math.inf
     expected: set[int] | None = None
     """Decoder ranks that will report; unknown until the first one speaks."""
     begun: set[int] = field(default_factory=set)
@@ -69,7 +72,8 @@ class Holds:
         self._lock = threading.Lock()
         self._run: str | None = None
         self._held: dict[str, Hold] = {}
-        self._ended: OrderedDict[str, End | None] = OrderedDict()
+        self._early: OrderedDict[str, Hold] = OrderedDict()  # spoken of, but not announced yet
+        self._ended: OrderedDict[str, End] = OrderedDict()
 
     def announce(self, run: str, blocks: Mapping[str, int]) -> None:
         """Requests that the scheduler hands over: their blocks (a count each) are kept from now."""
@@ -77,9 +81,10 @@ class Holds:
         with self._lock:
             self._run = run
             for request_id, count in blocks.items():
-                # A release may come before the announcement.
-                released = self._ended.pop(request_id, End.ACKED) is None
-                self._held[request_id] = Hold(count, deadline, released=released)
+                self._ended.pop(request_id, None)
+                hold = self._early.pop(request_id, None) or Hold()
+                hold.blocks, hold.deadline = count, deadline
+                self._held[request_id] = hold
 
     def begin(
         self, request_id: str, run: str | None, tp_rank: int, tp_size: int, lease: float
@@ -101,8 +106,9 @@ class Holds:
 
     def _absent(self, request_id: str, run: str | None) -> BeginReply:
         if request_id in self._ended:
-            end = self._ended[request_id]
-            return BeginReply(BeginStatus.GONE, f"already {end or End.RELEASED}")
+            return BeginReply(BeginStatus.GONE, f"already {self._ended[request_id]}")
+        if request_id in self._early and self._early[request_id].released:
+            return BeginReply(BeginStatus.GONE, f"already {End.RELEASED}")
         if run is not None and self._run is not None and run != self._run:
             return BeginReply(BeginStatus.GONE, "the prefiller was restarted since")
         return BeginReply(BeginStatus.UNKNOWN)
@@ -111,7 +117,7 @@ class Holds:
         """A decoder rank is done. Late and repeated messages change nothing."""
         expected = self._informants(tp_size)
         with self._lock:
-            hold = self._held.get(request_id)
+            hold = self._spoken_of(request_id)
             if hold is None:
                 return
             hold.expected = expected
@@ -121,12 +127,20 @@ class Holds:
     def release(self, request_id: str) -> None:
         """No decoder will take this request. May come before it is announced."""
         with self._lock:
-            hold = self._held.get(request_id)
+            hold = self._spoken_of(request_id)
             if hold is not None:
                 hold.released = True
-            elif request_id not in self._ended:
-                self._remember(request_id, None)
         self.changed.set()
+
+    def _spoken_of(self, request_id: str) -> Hold | None:
+        """The hold that a message is about, which may be yet to come; None if it has ended."""
+        if request_id in self._ended:
+            return None
+        if request_id in self._held:
+            return self._held[request_id]
+        hold = self._early.setdefault(request_id, Hold())
+        _forget_oldest(self._early)
+        return hold
 
     def collect(self) -> dict[str, End]:
         """Requests that ended since the last call, each once."""
@@ -136,17 +150,18 @@ class Holds:
             for request_id, hold in self._held.items():
                 if (end := hold.end(now)) is not None:
                     ended[request_id] = end
-            for request_id, end in ended.items():
+            for request_id in ended:
                 del self._held[request_id]
-                self._remember(request_id, end)
+            self._ended |= ended
+            _forget_oldest(self._ended)
         return ended
-
-    def _remember(self, request_id: str, end: End | None) -> None:
-        self._ended[request_id] = end
-        while len(self._ended) > REMEMBERED:
-            self._ended.popitem(last=False)
 
     def totals(self) -> tuple[int, int]:
         """Requests and blocks held now."""
         with self._lock:
             return len(self._held), sum(hold.blocks for hold in self._held.values())
+
+
+def _forget_oldest(requests: OrderedDict[str, Any]) -> None:
+    while len(requests) > REMEMBERED:
+        requests.popitem(last=False)

@@ -2,7 +2,8 @@
 
 A decoder names each attempt with a fresh session. The newest session wins: an older link
 with the same decoder is taken down first, so a restarted decoder (same cluster id) or one
-that saw its link break is linked anew. The listener never waits for any of this.
+that saw its link break is linked anew. The listener never waits for any of this, nor does
+the engine: a thread looks for decoders that have fallen silent, also while the engine sleeps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from connector.metrics import Metrics
 from connector.ranktable import Agent
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
+
+LOOKS = 4  # times within silence_timeout that silent decoders are looked for
 
 
 @dataclass
@@ -44,6 +47,9 @@ class PrefillLinks:
         self._lock = threading.Lock()
         self._links: dict[int, _Link] = {}
         self._threads: dict[int, threading.Thread] = {}
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="kv-links", daemon=True)
+        self._watcher.start()
 
     def request(self, agent: Agent, session: str) -> None:
         """A decoder wants this session's link. Starts it, unless it did so; returns at once."""
@@ -74,7 +80,11 @@ class PrefillLinks:
             link.heard = time.monotonic()
             return True
 
-    def drop_silent(self) -> None:
+    def _watch(self) -> None:
+        while not self._stop.wait(self._silence_timeout / LOOKS):
+            self._drop_silent()
+
+    def _drop_silent(self) -> None:
         """Take down links of decoders that have not been heard from for long."""
         oldest = time.monotonic() - self._silence_timeout
         with self._lock:
@@ -129,6 +139,8 @@ class PrefillLinks:
         self._metrics.link(agent.cluster_id, agent.device_ip, agent.server_id, up=up)
 
     def close(self) -> None:
+        self._stop.set()
+        self._watcher.join(timeout=5)
         with self._lock:
             links = list(self._links.values())
             threads = list(self._threads.values())

@@ -40,6 +40,7 @@ from connector.waiting import poll
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
 RETRY = 1.0  # seconds between attempts at a link that is to be there before any request
+LINK_IS_FINE = {"gone", "cancelled"}  # causes of failures in which the prefiller has answered
 
 
 @dataclass
@@ -54,8 +55,21 @@ class Load:
     deadline: float
     """time.monotonic() value."""
     done: Callable[[TransferError | None], None]
-    """Called once, from the peer's thread, when the blocks are valid or never will be."""
+    """Called once, from any thread, when the blocks are valid or never will be."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    _taken: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self) -> bool:
+        """Whether the caller is the first: the peer's thread, or who ends the load unbegun."""
+        return self._taken.acquire(blocking=False)
+
+    def unwanted(self) -> TransferError | None:
+        """Why nothing should be begun for it any more."""
+        if self.cancelled.is_set():
+            return TransferError("cancelled", "the request was aborted before its pull began")
+        if time.monotonic() >= self.deadline:
+            return TransferError("timeout", "its pull could not begin before load_timeout")
+        return None
 
 
 class Context(Protocol):
@@ -72,7 +86,10 @@ class Context(Protocol):
 
 
 class Peer:
-    """One prefiller rank. `pull`, `acknowledge` and `release` return at once."""
+    """One prefiller rank. `pull`, `acknowledge` and `release` return at once.
+
+    Loads wait for each other here; one that waits too long is ended by the worker.
+    """
 
     def __init__(self, context: Context, host: str, port: int, *, keep_linked: bool) -> None:
         self._context = context
@@ -108,14 +125,16 @@ class Peer:
 
     def _work(self) -> None:
         if self._keep_linked:
-            self._heartbeat()
+            self._jobs.put(self._heartbeat)
         while not self._context.stop.is_set():
             try:
                 job = self._jobs.get(timeout=self._pause())
             except queue.Empty:
-                self._heartbeat()
-                continue
-            job()
+                job = self._heartbeat
+            try:
+                job()
+            except Exception:  # the thread must outlive a defect: every later load needs it
+                logger.exception("KV peer %s", self._caller.address)
         self._drop_link()
         self._caller.close()
 
@@ -138,34 +157,37 @@ class Peer:
                 self._complained = str(error)
 
     def _pull(self, load: Load) -> None:
-        error: TransferError | None = None
+        if load.take():
+            load.done(self._outcome(load))
+        self._acknowledge(load.remote_request_id)
+
+    def _outcome(self, load: Load) -> TransferError | None:
         try:
             self._transfer(load)
-        except TransferError as failure:
-            error = failure
-        except Exception as failure:  # whatever happens, the request must end
+        except TransferError as error:
+            return error
+        except Exception as error:  # whatever happens, the request must end
             logger.exception("KV pull of %s", load.request_id)
             self._drop_link()
-            error = TransferError("internal", f"{type(failure).__name__}: {failure}")
-        if error is not None:
-            self._context.metrics.failed(error.cause)
-            logger.error("KV pull of %s failed (%s): %s", load.request_id, error.cause, error)
-        load.done(error)
-        self._acknowledge(load.remote_request_id)
+            return TransferError("internal", f"{type(error).__name__}: {error}")
+        return None
 
     def _transfer(self, load: Load) -> None:
         for attempt in (1, 2):
-            self._still_wanted(load)
+            self._check_wanted(load)
             try:
                 peer = self._ensure_link(load.deadline)
                 valid_until = self._begin(load)
                 started = time.monotonic()
-                size = self._context.datadist.pull(peer, load.remote_blocks, load.local_blocks)
+                size = self._context.datadist.pull(
+                    peer, load.remote_blocks, load.local_blocks, load.deadline
+                )
                 ended = time.monotonic()
             except TransferError as error:
                 # After a failed pull a late write could still reach blocks that vLLM gives
                 # to another request: the link is cut before the failure is reported.
-                self._drop_link()
+                if error.cause not in LINK_IS_FINE:
+                    self._drop_link()
                 if attempt == 2 or not error.transient:
                     raise
                 logger.warning("KV pull of %s: %s; trying a fresh link", load.request_id, error)
@@ -175,14 +197,10 @@ class Peer:
             self._context.metrics.pulled(size, ended - started)
             return
 
-    def _still_wanted(self, load: Load) -> None:
-        if load.cancelled.is_set():
-            raise TransferError("cancelled", "the request was aborted before its pull began")
-        if time.monotonic() >= load.deadline:
-            raise TransferError(
-                "timeout",
-                f"waited longer than {self._settings.load_timeout:g} s for {self._caller.address}",
-            )
+    @staticmethod
+    def _check_wanted(load: Load) -> None:
+        if (error := load.unwanted()) is not None:
+            raise error
 
     def _rpc_timeout(self, deadline: float) -> float:
         return max(0.05, min(self._settings.rpc_timeout, deadline - time.monotonic()))
@@ -250,6 +268,7 @@ class Peer:
             return reply.status is not BeginStatus.UNKNOWN or load.cancelled.is_set()
 
         poll(known, until, stop=context.stop, longest=0.1)
+        self._check_wanted(load)
         if reply.status is BeginStatus.OK:
             return asked + lease
         if reply.status is BeginStatus.RELINK:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from array import array
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,9 @@ from connector.steps import LoadPlan, Remote, Step
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
-REQUIRED = ("remote_block_ids", "remote_engine_id", "remote_host", "remote_port", "remote_tp_size")
+# What vLLM makes of X-Request-Id: endpoint, prompt's number, and from 0.11 on random characters.
+ENGINE_ID = r"(?:[a-z]+-)?{}(?:-\d+)?(?:-[0-9a-f]{{8}})?"
+MAX_TP = 1024  # ranks: a wrong number must not make a thread for each
 
 
 @dataclass
@@ -54,8 +57,7 @@ class SchedulerHalf:
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """Prompt tokens to load beyond those computed here, and whether in the background."""
         params = request.kv_transfer_params or {}
-        for request_id in params.get("aborted_request") or ():
-            self._release(str(request_id))
+        self._release(params.get("aborted_request"))
         if self._role != "decode" or not params.get("do_remote_prefill"):
             return 0, False
         if (problem := self._unusable(request)) is not None:
@@ -70,15 +72,14 @@ class SchedulerHalf:
 
     def _unusable(self, request: Any) -> str | None:
         params = request.kv_transfer_params
-        missing = [key for key in REQUIRED if not params.get(key)]
-        if missing:
-            return f"{', '.join(missing)} missing or empty"
-        if not str(params["remote_port"]).isdigit() or not str(params["remote_tp_size"]).isdigit():
-            return "remote_port or remote_tp_size is not a number"
+        if (problem := _unaddressed(params)) is not None:
+            return problem
+        offered = params.get("remote_block_ids")
+        if not isinstance(offered, list) or not all(isinstance(block, int) for block in offered):
+            return "remote_block_ids is not a list of numbers"
         needed = -(-request.num_prompt_tokens // self._block_size)
-        offered = len(params["remote_block_ids"])
-        if offered < needed:
-            return f"the prefiller offers {offered} blocks, the prompt needs {needed}"
+        if len(offered) < needed:
+            return f"the prefiller offers {len(offered)} blocks, the prompt needs {needed}"
         digest = params.get("remote_prompt_digest")
         if digest is not None and digest != _prompt_digest(request):
             return "the prefiller computed another prompt"
@@ -103,10 +104,12 @@ class SchedulerHalf:
         self._loading.add(request.request_id)
 
     def _refuse(self, request: Any) -> None:
-        try:
+        if (problem := _unaddressed(request.kv_transfer_params)) is None:
             self._next.refused.append(_remote(request))
-        except (KeyError, ValueError):
-            logger.warning("%s: the prefiller cannot be told to release it", request.request_id)
+        else:
+            logger.warning(
+                "%s: no prefiller can be told to release it: %s", request.request_id, problem
+            )
 
     # ---- both
 
@@ -162,12 +165,11 @@ class SchedulerHalf:
             "remote_prompt_digest": _prompt_digest(request),
         }
 
-    def _release(self, external_id: str) -> None:
-        """A proxy names requests as it knows them; vLLM's ids contain that name."""
-        held = {
-            request_id for request_id in self._held if external_id and external_id in request_id
-        }
-        self._next.releases |= held
+    def _release(self, named: Any) -> None:
+        """Let go of held requests that a proxy names, by the ids that it knows."""
+        for name in named if isinstance(named, list) else ():
+            given = re.compile(ENGINE_ID.format(re.escape(str(name))))
+            self._next.releases |= {held for held in self._held if given.fullmatch(held)}
 
     # ---- each step
 
@@ -207,6 +209,17 @@ class SchedulerHalf:
         """Ended loads that failed and that vLLM cannot be told of (connector.backport)."""
         failed, self._recompute = self._recompute, set()
         return failed
+
+
+def _unaddressed(params: dict[str, Any]) -> str | None:
+    """Why these parameters do not tell where the prefiller is; None when they do."""
+    if not isinstance(params.get("remote_host"), str) or not params["remote_host"]:
+        return "remote_host is missing"
+    for key, largest in (("remote_port", 65535), ("remote_tp_size", MAX_TP)):
+        text = str(params.get(key))
+        if not (re.fullmatch(r"\d{1,5}", text) and 1 <= int(text) <= largest):
+            return f"{key} is {text}, not a number from 1 to {largest}"
+    return None
 
 
 def _remote(request: Any) -> Remote:

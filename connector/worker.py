@@ -136,11 +136,11 @@ class PrefillWorker(Worker):
     def _open(self) -> None:
         identity, settings = self.identity, self.settings
         self._incarnation = uuid.uuid4().hex[:12]
+        self._listener = Listener(self.zmq, self.environment.rpc_ip, identity.port)
         self._links = PrefillLinks(
             self.datadist, self.metrics, settings.link_timeout, settings.silence_timeout
         )
         self._holds = Holds(settings.hold_timeout, self._informants)
-        self._listener = Listener(self.zmq, self.environment.rpc_ip, identity.port)
         self._listener.start(self._answer)
         self._last_step: Step | None = None
         self._reported = 0.0
@@ -174,7 +174,7 @@ class PrefillWorker(Worker):
         refused = None
         if hello.protocol != PROTOCOL:
             refused = f"protocol differs: decoder {hello.protocol}, prefiller {PROTOCOL}"
-        refused = refused or mismatch(self.layout, hello.layout)
+        refused = refused or mismatch(self.layout, hello.layout) or self._unequal_tp(hello.tp_size)
         if refused is None:
             if hello.fresh:
                 self._links.request(hello.agent, hello.session)
@@ -187,6 +187,13 @@ class PrefillWorker(Worker):
             )
         linked = refused is None and self._links.has(hello.agent.cluster_id, hello.session)
         return HelloReply(self.agent, self._incarnation, self.tp_size, self.layout, linked, refused)
+
+    def _unequal_tp(self, decode_tp: int) -> str | None:
+        try:
+            self._informants(decode_tp)
+        except TransferError as error:
+            return str(error)
+        return None
 
     def begin_step(self, metadata: Step) -> None:
         if metadata is self._last_step:
@@ -211,7 +218,6 @@ class PrefillWorker(Worker):
         if ended or now - self._reported > REPORT_HOLDS:
             self._reported = now
             self.metrics.held(*self._holds.totals())
-            self._links.drop_silent()
         return Results(sent=set(ended))
 
 
@@ -267,9 +273,7 @@ class DecodeWorker(Worker):
             if load is not None:
                 load.cancelled.set()
         for remote in metadata.refused:
-            for rank in range(remote.tp_size):
-                if rank % self.tp_size == self.tp_rank:
-                    self._peer(remote.host, remote.port + rank).release(remote.request_id)
+            self._release(remote)
         for request_id, plan in metadata.loads.items():
             self._start(request_id, plan)
 
@@ -287,15 +291,19 @@ class DecodeWorker(Worker):
         try:
             source, others = self._ranks(remote)
         except TransferError as error:
-            self.metrics.failed(error.cause)
-            logger.error("KV pull of %s failed (%s): %s", request_id, error.cause, error)
             self._done(load, error)
+            self._release(remote)
             return
         with self._lock:
             self._running[request_id] = load
         self._peer(remote.host, remote.port + source).pull(load)
         for rank in others:
             self._peer(remote.host, remote.port + rank).acknowledge(remote.request_id)
+
+    def _release(self, remote: Remote) -> None:
+        """Tell the prefiller, together with our other ranks, that we will not pull."""
+        for rank in range(self.tp_rank, remote.tp_size, self.tp_size):
+            self._peer(remote.host, remote.port + rank).release(remote.request_id)
 
     def _ranks(self, remote: Remote) -> tuple[int, list[int]]:
         """The prefiller rank to pull from, and the other ranks to report to."""
@@ -305,6 +313,9 @@ class DecodeWorker(Worker):
         return source, [rank for rank in informed if rank != source]
 
     def _done(self, load: Load, error: TransferError | None) -> None:
+        if error is not None:
+            self.metrics.failed(error.cause)
+            logger.error("KV pull of %s failed (%s): %s", load.request_id, error.cause, error)
         with self._lock:
             self._running.pop(load.request_id, None)
             self._results.received.add(load.request_id)
@@ -317,9 +328,22 @@ class DecodeWorker(Worker):
         if idle and self._running:
             self._changed.wait(IDLE_WAIT)
         self._changed.clear()
+        self._end_unwanted()
         with self._lock:
             results, self._results = self._results, Results()
         return results
+
+    def _end_unwanted(self) -> None:
+        """End aborted and overdue loads that still wait for their peer's thread.
+
+        The loads before them may take long, or the prefiller be silent.
+        """
+        with self._lock:
+            running = list(self._running.values())
+        for load in running:
+            error = load.unwanted()
+            if error is not None and load.take():
+                self._done(load, error)
 
 
 def _synchronize_device() -> None:

@@ -1,17 +1,22 @@
-"""An engine without a model: vLLM's real scheduler with the connector's scheduler half.
+"""What the connector's tests run on: engines without a model, and ranks without an engine.
 
-Workers are played by the tests: they decide what a step reports.
+`engine` is vLLM's real scheduler with the connector's scheduler half. Workers are played by the
+tests: they decide what a step reports. `start` makes ranks: the connector's real worker half in
+processes of their own, over the twin's `llm_datadist`.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rank_process import RankProcess, Setup, free_ports
+from rank_stand import Start
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
@@ -229,3 +234,52 @@ def engine(model_directory: Path, rank_table: Path, monkeypatch: pytest.MonkeyPa
         return Engine(model_directory, role, **options)
 
     return make
+
+
+@pytest.fixture
+def port() -> int:
+    return free_ports(4)
+
+
+@pytest.fixture
+def start(rank_table: Path, tmp_path: Path, port: int) -> Iterator[Start]:
+    """`start("prefill", …)` starts a rank; all are ended after the test."""
+    started: list[RankProcess] = []
+
+    def make(role: Any, **options: Any) -> RankProcess:
+        rank = options.get("tp_rank", 0)
+        options.setdefault("port", port + rank)
+        env = {
+            "TWIN_STATE": str(tmp_path / "state"),
+            "TWIN_HOST": role,
+            "PD_INSTANCE": role,
+            "ASCEND_RT_VISIBLE_DEVICES": "0,1" if role == "prefill" else "6,7",
+        }
+        process = RankProcess(Setup(role=role, rank_table=str(rank_table), env=env, **options))
+        started.append(process)
+        return process
+
+    yield make
+    for process in reversed(started):  # decoders first: they would ask a prefiller that is gone
+        process.end()
+
+
+@pytest.fixture
+def fault(tmp_path: Path) -> Callable[..., None]:
+    """Damage the transferred KV by the twin's rules (see llm_datadist.native.faults)."""
+
+    def write(**words: Any) -> None:
+        state = tmp_path / "state"
+        state.mkdir(exist_ok=True)
+        layout = {
+            "product": "A2",
+            "device_defaults": {},
+            "hosts": {},
+            "paths": [],
+            "kv_faults": [words] if words else [],
+        }
+        beside = state / "fabric.new"
+        beside.write_text(json.dumps(layout))
+        beside.replace(state / "fabric.json")
+
+    return write

@@ -155,8 +155,15 @@ class Rank:
 
     def metrics(self, name: str) -> float:
         """Sum of a metric's samples."""
+        return sum(sample.value for sample in self._samples(name))
+
+    def counts(self, name: str, label: str) -> dict[str, float]:
+        """A metric's samples by one of its labels."""
+        return {sample.labels[label]: sample.value for sample in self._samples(name)}
+
+    def _samples(self, name: str) -> list[Any]:
         families = self._worker.metrics.registry.collect()
-        return sum(s.value for family in families for s in family.samples if s.name == name)
+        return [s for family in families for s in family.samples if s.name == name]
 
     def log(self) -> str:
         """What the connector has logged."""

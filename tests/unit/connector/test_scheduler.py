@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from connector import compat
 from connector.backport import FailureReports, failures
@@ -18,6 +19,7 @@ needs_backport = pytest.mark.skipif(
 )
 
 PROMPT = list(range(10, 10 + 40))  # 2.5 blocks
+EOS = 1  # the model's, in conftest.py
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -74,10 +76,36 @@ class TestPrefiller:
         assert p.usage == p.scheduler.kv_cache_manager.usage
         assert not p.scheduler.has_requests()
 
-    def test_first_token_that_ends_the_text_still_offers(self, engine: Any) -> None:
+    def test_first_token_that_ends_the_text_hands_over_like_any_other(self, engine: Any) -> None:
+        p, d = engine("kv_producer"), engine("kv_consumer")
+        params = handed_over(p, token=EOS)
+        assert len(params["remote_block_ids"]) == 3
+        d.add("d-1", PROMPT, params, max_tokens=5)
+        d.step()
+        d.step(received={"d-1"})
+        _, (output,) = d.step(token=EOS)
+        assert str(output.finish_reason) == "stop"
+        d.step()
+        p.step(sent={"p-1"})
+        p.step()
+        assert d.is_empty()
+        assert p.is_empty()
+
+    def test_requests_that_share_a_prefix_are_held_each_for_itself(self, engine: Any) -> None:
         p = engine("kv_producer")
-        params = handed_over(p, token=1)
-        assert params["remote_block_ids"]
+        first = handed_over(p, request_id="p-1")
+        second = handed_over(p, request_id="p-2")
+        assert first["remote_block_ids"][:2] == second["remote_block_ids"][:2]
+        p.step(sent={"p-1"})
+        p.step()
+        assert not p.is_empty(), "the other decoder has not pulled yet"
+        p.step(sent={"p-2"})
+        p.step()
+        assert p.is_empty()
+
+    def test_vllm_gets_a_connector_that_knows_its_role(self, engine: Any) -> None:
+        """v0.10.1rc1's does not call the base class, which later versions rely on."""
+        assert engine("kv_producer").connector.role is KVConnectorRole.SCHEDULER
 
     def test_abort_during_prefill_frees_at_once(self, engine: Any) -> None:
         from vllm.v1.request import RequestStatus
@@ -133,6 +161,28 @@ class TestPrefiller:
         metadata, _ = p.step()
         assert metadata.releases == {"cmpl-3f2a-0-abcd1234"}
 
+    @pytest.mark.parametrize("named", [["cmpl-1"], ["req-1"], ["0"], [""], "req-11", 7, [None]])
+    def test_a_name_that_is_only_like_another_releases_nothing(
+        self, engine: Any, named: Any
+    ) -> None:
+        p = engine("kv_producer")
+        handed_over(p, request_id="cmpl-req-11-0-abcd1234")
+        p.add("p-2", PROMPT, {**PREFILL, "aborted_request": named})
+        metadata, _ = p.step()
+        assert metadata.releases == set()
+
+    @pytest.mark.parametrize(
+        "held", ["req-11", "cmpl-req-11-0", "chatcmpl-req-11", "chatcmpl-req-11-abcd1234"]
+    )
+    def test_a_request_is_known_by_every_name_that_vllm_makes_of_its_id(
+        self, engine: Any, held: str
+    ) -> None:
+        p = engine("kv_producer")
+        handed_over(p, request_id=held)
+        p.add("p-2", PROMPT, {**PREFILL, "aborted_request": ["req-11"]})
+        metadata, _ = p.step()
+        assert metadata.releases == {held}
+
 
 class TestDecoder:
     @pytest.fixture
@@ -173,6 +223,10 @@ class TestDecoder:
         plan = metadata.loads["d-1"]
         assert plan.remote_blocks == offered["remote_block_ids"][2:]
         assert len(plan.local_blocks) == 1
+        d.step(received={"d-1"})
+        d.step()
+        d.step()
+        assert d.is_empty()
 
     @reports_failures
     def test_nothing_to_pull_releases_the_prefiller(
@@ -190,19 +244,46 @@ class TestDecoder:
         [
             {"remote_block_ids": []},
             {"remote_host": None},
+            {"remote_host": 7},
             {"remote_port": "abc"},
+            {"remote_port": None},
+            {"remote_port": 0},
+            {"remote_port": 70000},
+            {"remote_tp_size": None},
+            {"remote_tp_size": "0"},
+            {"remote_tp_size": "99999"},
             {"remote_prompt_digest": "another prompt"},
             {"remote_block_ids": [1]},
+            {"remote_block_ids": None},
+            {"remote_block_ids": 3},
+            {"remote_block_ids": [[1, 2, 3]] * 3},
         ],
+        ids=str,
     )
     def test_unusable_parameters_mean_local_prefill(
         self, engine: Any, offered: dict[str, Any], broken: dict[str, Any]
     ) -> None:
+        """And tell the prefiller, if they name one: it need not wait."""
         d = engine("kv_consumer")
         d.add("d-1", PROMPT, {**offered, **broken})
-        _, (output,) = d.step()
+        metadata, (output,) = d.step()
         assert output.new_token_ids == [7]
+        told = broken.keys() & {"remote_host", "remote_port", "remote_tp_size"} == set()
+        assert [remote.request_id for remote in metadata.refused] == ["p-1"] * told
         d.step()
+        assert d.is_empty()
+
+    @pytest.mark.parametrize("key", ["remote_host", "remote_port", "remote_tp_size"])
+    def test_abort_before_any_block_with_unusable_parameters(
+        self, engine: Any, offered: dict[str, Any], key: str
+    ) -> None:
+        from vllm.v1.request import RequestStatus
+
+        d = engine("kv_consumer")
+        d.add("d-1", PROMPT, {**offered, key: None})
+        d.scheduler.finish_requests("d-1", RequestStatus.FINISHED_ABORTED)
+        metadata, _ = d.step()
+        assert metadata.refused == []
         assert d.is_empty()
 
     def test_abort_before_any_block_releases_the_prefiller(

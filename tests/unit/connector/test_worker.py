@@ -2,123 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_process import HOST, RankProcess, Setup, free_ports
+import zmq
+from rank_process import BLOCK_SIZE, HOST, make_caches
+from rank_stand import Start, all_freed, freed, load, plan, until, wait_for_load
 
-from connector.steps import LoadPlan, Remote
-
-Start = Callable[..., RankProcess]
-
-
-@pytest.fixture
-def port() -> int:
-    return free_ports(4)
-
-
-@pytest.fixture
-def start(rank_table: Path, tmp_path: Path, port: int) -> Iterator[Start]:
-    """`start("prefill", …)` starts a rank; all are ended after the test."""
-    started: list[RankProcess] = []
-
-    def make(role: Any, **options: Any) -> RankProcess:
-        rank = options.get("tp_rank", 0)
-        options.setdefault("port", port + rank)
-        env = {
-            "TWIN_STATE": str(tmp_path / "state"),
-            "TWIN_HOST": role,
-            "PD_INSTANCE": role,
-            "ASCEND_RT_VISIBLE_DEVICES": "0,1" if role == "prefill" else "6,7",
-        }
-        process = RankProcess(Setup(role=role, rank_table=str(rank_table), env=env, **options))
-        started.append(process)
-        return process
-
-    yield make
-    for process in reversed(started):  # decoders first: they would ask a prefiller that is gone
-        process.end()
-
-
-@pytest.fixture
-def fault(tmp_path: Path) -> Callable[..., None]:
-    """Damage the transferred KV by the twin's rules (see llm_datadist.native.faults)."""
-
-    def write(**words: Any) -> None:
-        state = tmp_path / "state"
-        state.mkdir(exist_ok=True)
-        layout = {
-            "product": "A2",
-            "device_defaults": {},
-            "hosts": {},
-            "paths": [],
-            "kv_faults": [words] if words else [],
-        }
-        beside = state / "fabric.new"
-        beside.write_text(json.dumps(layout))
-        beside.replace(state / "fabric.json")
-
-    return write
-
-
-def until(ready: Callable[[], Any], seconds: float = 10) -> Any:
-    """The first true answer; fails the test when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := ready()):
-        assert time.monotonic() < deadline, f"nothing within {seconds} s"
-        time.sleep(0.005)
-    return answer
-
-
-def plan(
-    port: int, blocks: int = 3, tp_size: int = 1, request: str = "p-1", **remote: Any
-) -> LoadPlan:
-    """Remote blocks 4, 5, 6, … to local blocks 20, 18, 16, …"""
-    return LoadPlan(
-        Remote(
-            **{
-                "host": HOST,
-                "port": port,
-                "tp_size": tp_size,
-                "request_id": request,
-                "run": "run",
-                **remote,
-            }
-        ),
-        remote_blocks=list(range(4, 4 + blocks)),
-        local_blocks=list(range(20, 20 - 2 * blocks, -2)),
-    )
-
-
-def load(d: RankProcess, plan: LoadPlan, request_id: str = "d-1", seconds: float = 10) -> set[int]:
-    """Load and wait; returns the blocks that did not load."""
-    d.load(request_id, plan)
-    return wait_for_load(d, request_id, seconds)
-
-
-def wait_for_load(d: RankProcess, request_id: str = "d-1", seconds: float = 10) -> set[int]:
-    lost: set[int] = set()
-
-    def ended() -> bool:
-        results = d.results()
-        assert results.sent == set()
-        assert results.failed <= results.received
-        lost.update(results.invalid_blocks)
-        return request_id in results.received
-
-    until(ended, seconds)
-    return lost
-
-
-def freed(p: RankProcess, seconds: float = 5) -> set[str]:
-    return until(lambda: p.results().sent, seconds)
+from connector import caches
+from connector.channel import Caller
+from connector.protocol import Hello, HelloReply
+from connector.ranktable import Agent
 
 
 class TestPull:
@@ -174,8 +74,9 @@ class TestPull:
         d = start("decode", form="mla")
         for p in ps:
             p.fill(1)
-            p.announce("run", {"p-1": 3})
+        ps[0].announce("run", {"p-1": 3})
         assert load(d, plan(port, tp_size=2)) == set()
+        ps[1].announce("run", {"p-1": 3})  # told by then: it does not have to be asked
         assert d.content([20, 18, 16]) == ps[0].content([4, 5, 6])
         assert [freed(p) for p in ps] == [{"p-1"}, {"p-1"}]
 
@@ -287,13 +188,29 @@ class TestDeath:
         assert load(d, plan(port, request="p-2"), "d-2") == set()
         assert p.metrics("pd_kv_link_up") == 1
 
-    def test_dead_decoder_costs_no_more_than_the_lease(self, start: Start, port: int) -> None:
+    def test_decoder_that_dies_during_its_pull_costs_no_more_than_the_lease(
+        self, start: Start, port: int, fault: Callable[..., None]
+    ) -> None:
+        p = start("prefill", extra={"hold_timeout": 0.1})
+        d = start("decode", extra={"pull_timeout": 0.5, "rpc_timeout": 0.2})  # a lease of 1.2 s
+        p.announce("run", {"warm": 1, "p-1": 3})
+        assert load(d, plan(port, blocks=1, request="warm"), "warm") == set()
+        fault(do="stall")
+        p.announce("run", {"p-1": 3})
+        began = time.monotonic()
+        d.load("d-1", plan(port))
+        time.sleep(0.1)
+        d.kill()
+        all_freed(p, "warm", "p-1")
+        assert 1.0 < time.monotonic() - began < 2.5
+
+    def test_decoder_that_never_asks_costs_the_hold(self, start: Start, port: int) -> None:
         p = start("prefill", extra={"hold_timeout": 0.5})
         p.announce("run", {"p-1": 3})
         began = time.monotonic()
         assert freed(p) == {"p-1"}
         assert 0.4 < time.monotonic() - began < 1.5
-        assert p.metrics("pd_kv_holds_ended_total") == 1
+        assert p.counts("pd_kv_holds_ended_total", "end") == {"expired": 1}
 
 
 class TestFaults:
@@ -347,12 +264,22 @@ class TestRelease:
         release(HOST, port, 1, "p-1")
         assert freed(p) == {"p-1"}
 
-    def test_cancelled_before_its_pull(self, start: Start, port: int) -> None:
+    def test_abort_during_the_pull_lets_it_end(
+        self, start: Start, port: int, fault: Callable[..., None]
+    ) -> None:
+        """Until then it may write: the decoder's blocks must not be given to another request."""
         p, d = start("prefill"), start("decode")
-        d.load("d-1", plan(port))  # waits for the announcement
-        d.cancel("d-1")
-        assert wait_for_load(d) == {20, 18, 16}
+        p.fill(1)
         p.announce("run", {"p-1": 3})
+        fault(do="delay", seconds=1)
+        began = time.monotonic()
+        d.load("d-1", plan(port))
+        time.sleep(0.5)
+        d.cancel("d-1")
+        assert wait_for_load(d) == set()
+        assert time.monotonic() - began >= 1
+        assert d.content([20, 18, 16]) == p.content([4, 5, 6])
+        assert freed(p) == {"p-1"}
 
     def test_acknowledgement_twice_and_late(self, start: Start, port: int) -> None:
         p, d = start("prefill"), start("decode")
@@ -364,10 +291,19 @@ class TestRelease:
         assert p.results().sent == set()
 
 
+def say_hello(port: int, cluster_id: int) -> None:
+    """A decoder rank asks for a link; it fits in all but its end of the link."""
+    agent = Agent("127.0.0.2", "7", "10.0.2.7", cluster_id)
+    layout = caches.layout(caches.parts(make_caches("ascend"), None), BLOCK_SIZE, "tiny")
+    with zmq.Context() as context:
+        caller = Caller(context, HOST, port)
+        reply = caller.ask(Hello(agent, "session", True, 0, 1, layout), HelloReply, 2)
+        caller.close()
+    assert reply.refused is None
+
+
 class TestListener:
     def test_survives_garbage(self, start: Start, port: int) -> None:
-        import zmq
-
         p, d = start("prefill"), start("decode")
         p.announce("run", {"p-1": 3})
         with zmq.Context() as context, context.socket(zmq.REQ) as channel:
@@ -380,6 +316,24 @@ class TestListener:
         with socket.create_connection((HOST, port)) as raw:
             raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert load(d, plan(port)) == set()
+
+    def test_survives_a_link_that_cannot_be_made(self, start: Start, port: int) -> None:
+        """v0.10.1rc1's listener ended at the first of them, and every decoder hung."""
+        p, d = start("prefill"), start("decode")
+        p.announce("run", {"p-1": 3})
+        say_hello(port, cluster_id=1)  # the prefiller's own
+        until(lambda: p.counts("pd_kv_link_failures_total", "cause") == {"link": 1})
+        assert load(d, plan(port)) == set()
+
+    def test_a_decoder_that_never_links_delays_nobody(self, start: Start, port: int) -> None:
+        p, d = start("prefill"), start("decode")
+        p.announce("run", {"p-1": 3})
+        say_hello(port, cluster_id=4)  # and dies
+        began = time.monotonic()
+        assert load(d, plan(port)) == set()
+        assert freed(p) == {"p-1"}
+        assert time.monotonic() - began < 2, "link_timeout is 3 s"
+        until(lambda: p.counts("pd_kv_link_failures_total", "cause") == {"link": 1})
 
     def test_port_in_use_is_said_clearly(self, start: Start, port: int) -> None:
         with (
