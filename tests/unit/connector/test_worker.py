@@ -179,30 +179,29 @@ class TestDeath:
     def test_link_of_a_silent_decoder_is_dropped_and_made_anew(
         self, start: Start, port: int
     ) -> None:
-        p = start("prefill", extra={"silence_timeout": 0.3})
+        p = start("prefill", extra={"silence_timeout": 1})
         d = start("decode", extra={"heartbeat": 60})
         p.announce("run", {"p-1": 3, "p-2": 3})
         assert load(d, plan(port)) == set()
-        time.sleep(0.4)
-        until(lambda: p.results() and p.metrics("pd_kv_link_up") == 0)
+        until(lambda: p.metrics("pd_kv_link_up") == 0)
         assert load(d, plan(port, request="p-2"), "d-2") == set()
         assert p.metrics("pd_kv_link_up") == 1
 
     def test_decoder_that_dies_during_its_pull_costs_no_more_than_the_lease(
         self, start: Start, port: int, fault: Callable[..., None]
     ) -> None:
-        p = start("prefill", extra={"hold_timeout": 0.1})
-        d = start("decode", extra={"pull_timeout": 0.5, "rpc_timeout": 0.2})  # a lease of 1.2 s
+        p = start("prefill", extra={"hold_timeout": 1})
+        d = start("decode", extra={"pull_timeout": 1, "rpc_timeout": 0.5})  # a lease of 2.5 s
         p.announce("run", {"warm": 1, "p-1": 3})
         assert load(d, plan(port, blocks=1, request="warm"), "warm") == set()
         fault(do="stall")
         p.announce("run", {"p-1": 3})
         began = time.monotonic()
         d.load("d-1", plan(port))
-        time.sleep(0.1)
+        time.sleep(0.6)  # it pulls
         d.kill()
         all_freed(p, "warm", "p-1")
-        assert 1.0 < time.monotonic() - began < 2.5
+        assert 2.4 < time.monotonic() - began < 5
 
     def test_decoder_that_never_asks_costs_the_hold(self, start: Start, port: int) -> None:
         p = start("prefill", extra={"hold_timeout": 0.5})
@@ -271,13 +270,13 @@ class TestRelease:
         p, d = start("prefill"), start("decode")
         p.fill(1)
         p.announce("run", {"p-1": 3})
-        fault(do="delay", seconds=1)
+        fault(do="delay", seconds=1.5)
         began = time.monotonic()
         d.load("d-1", plan(port))
-        time.sleep(0.5)
+        time.sleep(0.7)
         d.cancel("d-1")
         assert wait_for_load(d) == set()
-        assert time.monotonic() - began >= 1
+        assert time.monotonic() - began >= 1.5
         assert d.content([20, 18, 16]) == p.content([4, 5, 6])
         assert freed(p) == {"p-1"}
 
