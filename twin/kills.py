@@ -155,7 +155,9 @@ def _ssh_server(pid: int, hosts: Hosts) -> None:
 def _process(name: str, word: str = "") -> Callable[[int, Hosts], None]:
     def kill(pid: int, hosts: Hosts) -> None:
         found = wait_for(
-            lambda: hosts.processes_of(name, word) or None, seconds=30, what=f"{name} {word}"
+            lambda: hosts.processes_of(name, word) or None,
+            seconds=BEGIN_SECONDS,
+            what=f"{name} {word}",
         )
         os.kill(found[0], signal.SIGKILL)
 
