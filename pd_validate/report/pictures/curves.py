@@ -112,7 +112,7 @@ def bandwidth_over_time(record: RunRecord) -> Markup:
     length = max(max(pull.at for pull in pulls) - begin, 0.001)
     rates = [pull.bytes / pull.seconds / 1e9 for pull in pulls]
     upper = max(rates) * 1.05
-    left, right, top, height = 56.0, WIDTH - 150.0, 10.0, 150.0
+    left, right, top, height = 68.0, WIDTH - 150.0, 10.0, 150.0
     base = top + height
     shapes = [time_axis(left, right, base, length, top)]
     for tick in ticks(upper, 4):
