@@ -40,10 +40,20 @@ class Page:
 
     def text(self) -> str:
         """All text that is displayed; folded parts are not."""
-        return str(self.evaluate("document.body.innerText"))
+        return str(self.evaluate("document.body?.innerText ?? ''"))
 
     def evaluate(self, script: str) -> Any:
-        result = self.browser.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """Value of an expression; asked again if the page was just going on to another one."""
+        deadline = time.monotonic() + _CALL_TIMEOUT
+        while True:
+            try:
+                result = self.browser.call(
+                    "Runtime.evaluate", expression=script, returnByValue=True
+                )
+                break
+            except RuntimeError as error:
+                if "navigated" not in str(error) or time.monotonic() > deadline:
+                    raise
         if "exceptionDetails" in result:
             raise AssertionError(result["exceptionDetails"])
         return result["result"].get("value")
