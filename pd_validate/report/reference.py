@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pd_validate.catalogue import CATALOGUE, Kind, Layer
 from pd_validate.report.markup import Markup, el, join, prose
-from pd_validate.report.style import CSS, POLICY
+from pd_validate.report.page import html_page
 
 # How the name of such a link begins, in Allure.
 ABOUT = "about "
@@ -36,23 +36,7 @@ def about(kind: Kind, *, fix: bool = True) -> Markup:
 
 def reference_html() -> str:
     """The page, complete; it loads nothing from anywhere."""
-    page = el(
-        "html",
-        el(
-            "head",
-            el("meta", charset="utf-8"),
-            el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-            el("title", _TITLE),
-            el("style", Markup(CSS)),
-        ),
-        el(
-            "body",
-            el("main", el("header", el("h1", _TITLE), el("p", _LEAD, cls="meta")), *_layers()),
-        ),
-        lang="en",
-    )
-    return f"<!doctype html>\n{page}\n"
+    return html_page(_TITLE, el("header", el("h1", _TITLE), el("p", _LEAD, cls="meta")), *_layers())
 
 
 def _layers() -> Iterator[Markup]:

@@ -14,11 +14,11 @@ from pd_validate.catalogue import CATALOGUE
 from pd_validate.findings import Finding, KnownIssue, Severity, Verdict, verdict_of
 from pd_validate.report.families import Family, families
 from pd_validate.report.markup import Child, Markup, el, join, prose, whole_names
+from pd_validate.report.page import html_page
 from pd_validate.report.pictures.ladder import ladder
 from pd_validate.report.record import Outcome, QuarantineEntry, RunRecord
 from pd_validate.report.reference import about
 from pd_validate.report.states import States, state_of_finding
-from pd_validate.report.style import CSS, POLICY
 from pd_validate.report.summary_sections import sections_of
 from pd_validate.report.words import capped, count, duration, percentile
 
@@ -33,39 +33,23 @@ def summary_html(record: RunRecord) -> str:
     sections = sections_of(record, states)
     shown = [section for section in sections if section.body is not None]
     missing = [section.title for section in sections if section.body is None]
-    page = el(
-        "html",
+    return html_page(
+        f"{record.verdict.value.upper()} {record.cluster}: {headline(record)}",
+        _header(record),
+        _tiles(record),
         el(
-            "head",
-            el("meta", charset="utf-8"),
-            el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-            el("title", f"{record.verdict.value.upper()} {record.cluster}: {headline(record)}"),
-            el("style", Markup(CSS)),
+            "div",
+            el("div", _findings(record, states), id="findings"),
+            el("div", ladder(states)),
+            cls="first",
         ),
-        el(
-            "body",
-            el(
-                "main",
-                _header(record),
-                _tiles(record),
-                el(
-                    "div",
-                    el("div", _findings(record, states), id="findings"),
-                    el("div", ladder(states)),
-                    cls="first",
-                ),
-                el("nav", *(el("a", s.title, href=f"#{s.anchor}") for s in shown)),
-                *(
-                    el("section", el("h2", s.title), s.body() if s.body else None, id=s.anchor)
-                    for s in shown
-                ),
-                _footer(record, missing),
-            ),
+        el("nav", *(el("a", s.title, href=f"#{s.anchor}") for s in shown)),
+        *(
+            el("section", el("h2", s.title), s.body() if s.body else None, id=s.anchor)
+            for s in shown
         ),
-        lang="en",
+        _footer(record, missing),
     )
-    return f"<!doctype html>\n{page}\n"
 
 
 def headline(record: RunRecord) -> str:
