@@ -543,7 +543,8 @@ _KINDS = (
         Layer.PLAN,
         meaning="Two parts of the plan want the same port on one host.",
         fix="Give each instance its own ports.",
-        evidence="The port plan of the cluster file.",
+        evidence="The port plan of the cluster file, with what `args` and `env` change. A clash of "
+        "ports that the file states is refused when it is read (exit code 4).",
     ),
     Kind(
         "plan.port-range",
@@ -585,7 +586,7 @@ _KINDS = (
         Layer.PLAN,
         meaning="Two instances want the same device.",
         fix="Give each device to one instance.",
-        evidence="The cluster file.",
+        evidence="The cluster file, which is refused for it when it is read (exit code 4).",
     ),
     Kind(
         "plan.scheduler",

@@ -29,7 +29,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         scenario = load_scenario(arguments.scenario) if arguments.scenario else None
-        twin = TwinCluster.start(cluster_file(arguments.cluster), scenario)
+        name = arguments.cluster or (scenario.cluster if scenario is not None else "")
+        twin = TwinCluster.start(cluster_file(name), scenario)
     except SpecError as error:
         print(error, file=sys.stderr)
         return 4

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pd_validate.errors import SpecError
 from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster, DockerExecRuntime, Host, Ssh
 from pd_validate.spec.profiles import devices_of, profile_of
@@ -25,7 +24,8 @@ from twin.fabric import Product, healthy_cluster
 from twin.faults import break_host, environment_of, write_engine_faults
 from twin.hosts import TwinError, TwinHost, TwinHosts, TwinHostSpec
 from twin.model import make_model
-from twin.scenario import ProxyFault, Scenario, check_names
+from twin.names import check_names, layers_of
+from twin.scenario import ProxyFault, Scenario
 
 PROJECT = Path(__file__).parent.parent
 CLUSTERS = PROJECT / "clusters"
@@ -92,12 +92,16 @@ class TwinCluster:
             runtime = described.runtime_of(name)
             if isinstance(runtime, DockerExecRuntime):
                 machine.containers = (runtime.container,)
-        check_names(scenario, fabric, described.instances)
-        if any(scenario.of(ProxyFault)) and OTHER_PROXY not in (described.proxy.command or ()):
-            raise SpecError(
-                f"the scenario breaks a proxy, and the proxy of {file.name} cannot be broken: "
-                "say `cluster: twin-other-proxy.yaml`"
-            )
+        layers = layers_of(described.model.path)
+        check_names(scenario, fabric, described.instances, layers)
+        if OTHER_PROXY not in (described.proxy.command or ()):
+            for number, fault in enumerate(scenario.faults):
+                if isinstance(fault, ProxyFault):
+                    raise scenario.mistake(
+                        ("faults", number),
+                        f"the proxy of {file.name} cannot be broken: "
+                        "say `cluster: twin-other-proxy.yaml`",
+                    )
         scenario.break_fabric(fabric)
 
         with ExitStack() as undo:

@@ -1,10 +1,11 @@
 """Scenarios: a YAML file that says how a twin is broken, and what the harness must find.
 
 The vocabulary is documented in docs/scenarios.md. Each kind of fault is one class here,
-recognised by the one key that only it has; an unknown word is an error that names the
-file, the line and the word. `Scenario.break_fabric` applies what concerns silicon; what
-concerns hosts is applied by `break_host` (twin/faults.py), what concerns engines by the
-plugin that vLLM loads (twin/site/twin_engine).
+recognised by the one key that only it has; an unknown word, or a value that cannot be, is an
+error that names the file, the line and the word. Whether what a scenario names is there in
+its cluster is checked by twin/names.py. `Scenario.break_fabric` applies what concerns
+silicon; what concerns hosts is applied by `break_host` (twin/faults.py), what concerns
+engines by the plugin that vLLM loads (twin/site/twin_engine).
 """
 
 from __future__ import annotations
@@ -12,17 +13,31 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from ipaddress import AddressValueError, IPv4Address
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
+from pd_validate.catalogue import CATALOGUE
 from pd_validate.errors import SpecError
 from pd_validate.findings import Severity, Where
+from pd_validate.plugin import MARKS
 from pd_validate.spec.rules import PROXY_NAME
-from pd_validate.spec.source import Node, read
+from pd_validate.spec.source import KeyPath, Node, read
+from pd_validate.spec.validate import complaint, keys_at
+from pd_validate.spec.wording import closest, did_you_mean, dotted, listed
 from twin import fabric
 from twin.fabric import Device, Endpoint, FabricState, LinkStat, NetHealth, Optical, Tls, Vnic
 
@@ -39,6 +54,32 @@ def _as_texts(value: Any) -> Any:
         name: str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one
         for name, one in value.items()
     }
+
+
+def _as_address(value: str | None) -> str | None:
+    """Four numbers; "" stands for "not stated"."""
+    try:
+        return value if not value else str(IPv4Address(value))
+    except AddressValueError:
+        raise ValueError("must be an IPv4 address") from None
+
+
+def _inside_home(path: str) -> str:
+    if not path.startswith("~/") or ".." in path.split("/"):
+        raise ValueError("must lie in the host's home directory `~/`")
+    return path
+
+
+def _names_a_program(command: str) -> str:
+    if not command.split():
+        raise ValueError("must be a command as one would type it")
+    return command
+
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]  # from 1
+Index = Annotated[int, Field(ge=0)]  # from 0
+Address = Annotated[str | None, AfterValidator(_as_address)]
 
 
 class Fault(BaseModel):
@@ -58,16 +99,16 @@ class DeviceFault(Fault):
     """
 
     host: str
-    device: int | Literal["*"]
+    device: Index | Literal["*"]
     link: Literal["up", "down"] | None = None
     condition: fabric.Condition | None = None
     net_health: NetHealth | None = None
-    address: str | None = ""
-    mask: str | None = None
-    gateway: str | None = ""
-    netdetect: str | None = ""
-    mtu: int | None = None
-    speed: int | None = None
+    address: Address = ""
+    mask: Address = None
+    gateway: Address = ""
+    netdetect: Address = ""
+    mtu: Count | None = None
+    speed: Index | None = None
     duplex: Literal["full", "half", "unknown"] | None = None
     lldp: str | None = ""
     tls: Tls | None = None
@@ -77,12 +118,18 @@ class DeviceFault(Fault):
     optical: Optical | None = None
     health: Literal["ok", "warning", "alarm", "critical", "unknown"] | None = None
     errors: dict[str, str] | None = None
-    hbm_used: int | None = None
+    hbm_used: Index | None = None
     processes: tuple[fabric.Process, ...] | None = None
-    busy_seconds: float | None = None  # busy that long from the twin's start on
-    seconds: float | None = None  # what a tool call on it takes
+    busy_seconds: Seconds | None = None  # busy that long from the twin's start on
+    seconds: Seconds | None = None  # what a tool call on it takes
     answers: dict[str, int | str] | None = None
     conf: dict[str, str | int | None] | None = None
+
+    @model_validator(mode="after")
+    def _breaks_something(self) -> Self:
+        if self.model_fields_set <= {"host", "device"}:
+            raise ValueError("nothing is said of the device that would be another state")
+        return self
 
     def break_fabric(self, state: FabricState) -> None:
         for host in _hosts(self.host, state):
@@ -120,7 +167,7 @@ class PathEnd(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str  # `"*"`: every host
-    device: int | Literal["*"] | None = None
+    device: Index | Literal["*"] | None = None
 
     def endpoints(self, state: FabricState) -> list[Endpoint]:
         names = list(state.hosts) if self.host == EVERY else [self.host]
@@ -134,10 +181,18 @@ class PathFault(Fault):
     source: PathEnd = Field(alias="from")
     target: PathEnd = Field(alias="to")
     both: bool = False
-    loss: float = 0.0
+    loss: Annotated[float, Field(ge=0, le=1)] = 0.0  # a share of the packets
     unreachable: bool = False
-    seconds: float = 0.0
-    max_bytes: int | None = None
+    seconds: Seconds = 0.0
+    max_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _breaks_something(self) -> Self:
+        if not self.model_fields_set & {"loss", "unreachable", "seconds", "max_bytes"}:
+            raise ValueError(
+                "nothing disturbs the path: loss, unreachable, seconds or max_bytes is needed"
+            )
+        return self
 
     def break_fabric(self, state: FabricState) -> None:
         ends = list(product(self.source.endpoints(state), self.target.endpoints(state)))
@@ -163,11 +218,11 @@ class ToolFault(Fault):
     """
 
     host: str
-    tool: str
+    tool: Annotated[str, AfterValidator(_names_a_program)]
     stdout: str = ""
     stderr: str = ""
-    exit: int = 0
-    seconds: float = 0.0
+    exit: Annotated[int, Field(ge=0, le=255)] = 0
+    seconds: Seconds = 0.0
 
     def break_fabric(self, state: FabricState) -> None:
         for host in _hosts(self.host, state):
@@ -215,7 +270,7 @@ class SlowToolsFault(Fault):
     """Every tool call of a host takes this long, in seconds."""
 
     host: str
-    tool_seconds: float
+    tool_seconds: Seconds
 
     def break_fabric(self, state: FabricState) -> None:
         for host in _hosts(self.host, state):
@@ -226,7 +281,7 @@ class UserFault(Fault):
     """The user that the vendor's tools believe to be run by; 0 is root."""
 
     host: str
-    uid: int
+    uid: Index
 
     def break_fabric(self, state: FabricState) -> None:
         for host in _hosts(self.host, state):
@@ -244,7 +299,7 @@ class ListenFault(Fault):
     """A foreign process listens on a port of the host."""
 
     host: str
-    listen: int
+    listen: Annotated[int, Field(ge=1, le=65535)]
 
 
 class SshFault(Fault):
@@ -261,7 +316,7 @@ class FileFault(Fault):
     """
 
     host: str
-    file: Annotated[str, Field(pattern=r"^~/")]
+    file: Annotated[str, AfterValidator(_inside_home)]
     text: str | None
 
 
@@ -284,8 +339,8 @@ class InstanceFault(Fault):
     instance: str
     at: Literal["starting", "prefilling", "pulling", "decoding", "serving"]
     do: Literal["kill", "pause"]
-    rank: int | None = None
-    request: Annotated[int, Field(ge=1)] = 1
+    rank: Index | None = None
+    request: Count = 1
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -302,12 +357,14 @@ class HttpAnswer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    status: int | None = None  # this status instead of the answer; alone it is 500
+    status: Annotated[int, Field(ge=200, le=599)] | None = (
+        None  # this status instead of the answer; alone it is 500
+    )
     body: str | None = None  # with this body, as it is: "" is empty, "{" no JSON
-    after_chunks: int | None = None  # the answer begins, and is cut there
+    after_chunks: Index | None = None  # the answer begins, and is cut there
     delay: Annotated[float, Field(gt=0)] | None = None  # seconds before anything is sent
     reset: bool = False  # the connection breaks instead
-    request: Annotated[int, Field(ge=1)] | None = None  # only the n-th completion; None: every one
+    request: Count | None = None  # only the n-th completion; None: every one
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -357,13 +414,13 @@ class KvEffect(BaseModel):
 
     source: str | None = Field(default=None, alias="from")
     to: str | None = None
-    rank: int | None = None
-    request: int | None = None
-    layer: int | None = None
+    rank: Index | None = None
+    request: Count | None = None
+    layer: Index | None = None
     tensor: Literal["k", "v"] | None = None
-    block: int | Literal["first", "last"] | None = None
+    block: Index | Literal["first", "last"] | None = None
     do: Literal["corrupt", "drop", "zero", "swap", "delay", "stall", "reset"]
-    seconds: float | None = None  # of delay
+    seconds: Seconds | None = None  # of delay
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -409,16 +466,22 @@ _KINDS: Mapping[str, type[Fault]] = {
 }
 
 
-def _as_fault(value: Any) -> Any:
-    if isinstance(value, Fault) or not isinstance(value, dict):
-        return value
+def _kind_of(value: Mapping[str, Any]) -> tuple[str, type[Fault]]:
+    """The key that says what kind of fault this is, and that kind."""
     for key, kind in _KINDS.items():
         if key in value:
-            return kind.model_validate(value)
+            return key, kind
     raise ValueError(
         f"no kind of fault has the keys {', '.join(value) or '(none)'}: one of "
         f"{', '.join(_KINDS)} is needed; see docs/scenarios.md"
     )
+
+
+def _as_fault(value: Any) -> Any:
+    if isinstance(value, Fault) or not isinstance(value, dict):
+        return value
+    _, kind = _kind_of(value)
+    return kind.model_validate(value)
 
 
 def _as_where(value: Any) -> Any:
@@ -432,12 +495,28 @@ def _as_where(value: Any) -> Any:
     return where
 
 
+def _in_the_catalogue(name: str) -> str:
+    if name not in CATALOGUE:
+        near = closest(name, CATALOGUE)
+        meant = "" if near is None else f" (`{near}`?)"
+        raise ValueError(f"must be a finding of docs/checks.md{meant}")
+    return name
+
+
+def _known_marks(expression: str | None) -> str | None:
+    words = re.findall(r"[^\s()]+", expression or "")
+    for word in words:
+        if word not in MARKS and word not in ("and", "or", "not"):
+            raise ValueError(f"must be made of {listed(MARKS)}")
+    return expression
+
+
 class Expected(BaseModel):
     """A finding that the run must have. `where` states only what must be equal."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str
+    id: Annotated[str, AfterValidator(_in_the_catalogue)]
     where: Annotated[Where, BeforeValidator(_as_where)] = Where()
     severity: Severity | None = None  # None: any
 
@@ -474,16 +553,28 @@ class Scenario(BaseModel):
 
     cluster: str = "twin-1p2d.yaml"
     about: str = ""  # one line for people; source of the failure
-    marks: str | None = None
+    marks: Annotated[str | None, AfterValidator(_known_marks)] = None
     faults: tuple[Annotated[Fault, BeforeValidator(_as_fault)], ...] = ()
     expect: Annotated[Expectation, BeforeValidator(_as_expectation)] = Expectation()
 
     clean: bool | None = None  # may stand here instead of in `expect`
 
+    _root: Node | None = PrivateAttr(default=None)  # the file, if it was read from one
+
     @property
     def must_be_clean(self) -> bool:
         """Whether any other failing finding, or anything left behind, is a false one."""
         return self.expect.clean if self.clean is None else self.clean
+
+    def path_of_expected(self, number: int) -> KeyPath:
+        """Where the n-th expected finding (from 0) stands in the file."""
+        return () if self._root is None else _paths_of_expected(self._root)[number]
+
+    def mistake(self, path: KeyPath, message: str) -> SpecError:
+        """An error of what stands at `path`, with its place in the file."""
+        return (
+            SpecError(message) if self._root is None else self._root.at(path).place.error(message)
+        )
 
     def break_fabric(self, state: FabricState) -> None:
         for fault in self.faults:
@@ -506,12 +597,17 @@ def load_scenario(path: Path) -> Scenario:
     root = read(path, os.environ, amend=_with_clean_at_the_top)
     for fault in _items(root, "faults"):
         _check_fault(fault)
+    for place in _paths_of_expected(root):
+        _check_expected(root.at(place))
     try:
         scenario = Scenario.model_validate(root.data())
     except ValidationError as error:
-        raise _placed(error, root, "a scenario") from error
+        raise _placed(error, root, "a scenario", Scenario) from error
     beside = path.parent / scenario.cluster
-    return scenario.model_copy(update={"cluster": str(beside)}) if beside.is_file() else scenario
+    if beside.is_file():
+        scenario = scenario.model_copy(update={"cluster": str(beside)})
+    scenario._root = root
+    return scenario
 
 
 _EXPECT = re.compile(r"expect:\s*(#.*)?")
@@ -548,56 +644,69 @@ def _items(root: Node, key: str) -> tuple[Node, ...]:
 
 def _check_fault(node: Node) -> None:
     """Validate one fault by itself, for an error at its own line."""
+    value = node.data()
+    if not isinstance(value, dict):
+        raise node.place.error("a fault is a mapping; see docs/scenarios.md")
     try:
-        fault = _as_fault(node.data())
-    except ValidationError as error:
-        raise _placed(error, node, "a fault") from error
+        key, kind = _kind_of(value)
     except ValueError as error:
         raise node.place.error(str(error)) from error
-    if not isinstance(fault, Fault):
-        raise node.place.error("a fault is a mapping; see docs/scenarios.md")
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        raise _placed(error, node, f"a fault with `{key}`", kind) from error
 
 
-def _placed(error: ValidationError, node: Node, what: str) -> SpecError:
+def _paths_of_expected(root: Node) -> list[KeyPath]:
+    """Where the expected findings stand: `expect` is a list of them, or has `findings`."""
+    path: KeyPath = ("expect",)
+    if isinstance(root.at(path).content, Mapping):
+        path = ("expect", "findings")
+    items = root.at(path).content
+    if not isinstance(items, tuple):
+        return []
+    return [(*path, n) for n, item in enumerate(items) if not _is_only_clean(item)]
+
+
+def _is_only_clean(item: Node) -> bool:
+    return isinstance(item.content, Mapping) and list(item.content) == ["clean"]
+
+
+def _check_expected(node: Node) -> None:
+    """Validate one expected finding by itself, for an error at its own line."""
+    value = node.data()
+    if isinstance(value, dict):
+        value.pop("clean", None)
+    try:
+        Expected.model_validate(value)
+    except ValidationError as error:
+        raise _placed(error, node, "an expected finding", Expected) from error
+
+
+def _placed(error: ValidationError, node: Node, what: str, model: type[BaseModel]) -> SpecError:
     """The first mistake, at its own line."""
     first = error.errors(include_url=False)[0]
-    word = ".".join(str(part) for part in first["loc"])
-    place = node.at(first["loc"]).key_place
+    path, word = _stated(first["loc"], node), str(first["loc"][-1] if first["loc"] else "")
+    place = node.at(path).key_place
     if first["type"] == "extra_forbidden":
-        return place.error(f"unknown word {word!r} in {what}; see docs/scenarios.md")
-    return place.error(f"{word}: {first['msg']}")
+        known = did_you_mean(word, keys_at(model, first["loc"][:-1]))
+        return place.error(f"unknown word {word!r} in {what}{known or '; see docs/scenarios.md'}")
+    if first["type"] == "missing":
+        return place.error(f"{what} needs `{word}:`; see docs/scenarios.md")
+    told = complaint(first, node.at(path))
+    return place.error(f"{dotted(path)}: {told}" if path else told)
 
 
-def check_names(scenario: Scenario, state: FabricState, instances: Mapping[str, Any]) -> None:
-    """Every host, device and instance that the faults name must exist. Raises SpecError."""
-    for fault in scenario.faults:
-        host = getattr(fault, "host", None)
-        if host is not None:
-            _known("host", host, [*state.hosts, EVERY])
-        if isinstance(fault, DeviceFault) and fault.device != EVERY:
-            for each in _hosts(fault.host, state):
-                _known(f"device of host {fault.host}", int(fault.device), list(each.devices))
-        if isinstance(fault, PathFault):
-            for end in (fault.source, fault.target):
-                _known("host", end.host, [*state.hosts, EVERY])
-                if end.device not in (None, EVERY):
-                    for each in _hosts(end.host, state):
-                        _known(f"device of host {end.host}", int(end.device), list(each.devices))
-        if isinstance(fault, KvFault):
-            for name in (fault.kv.source, fault.kv.to):
-                if name is not None:
-                    place = name.partition("/")[0]
-                    _known("instance or host", place, [*instances, *state.hosts])
-        instance = getattr(fault, "instance", None)
-        if instance is not None:
-            proxy = [PROXY_NAME] if isinstance(fault, InstanceFault) else []
-            _known("instance", instance, [*instances, *proxy])
-
-
-def _known(what: str, name: str | int, names: Sequence[str | int]) -> None:
-    if name not in names:
-        known = ", ".join(str(each) for each in names if each != EVERY)
-        raise SpecError(f"the scenario names the {what} {name}; there are {known}")
+def _stated(path: KeyPath, node: Node) -> KeyPath:
+    """As much of pydantic's location as stands in the file: unions add words of their own."""
+    stated: list[str | int] = []
+    for key in path:
+        child = node.child(key)
+        if child is None:
+            break
+        stated.append(key)
+        node = child
+    return tuple(stated)
 
 
 def _hosts(name: str, state: FabricState) -> list[fabric.Host]:

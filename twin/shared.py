@@ -28,7 +28,8 @@ from pd_validate.waiting import wait_for
 from twin.cluster import TwinCluster, cluster_file
 from twin.fabric import FabricState
 from twin.faults import write_engine_faults
-from twin.scenario import HttpFault, KvFault, ProxyFault, Scenario, check_names
+from twin.names import check_names, layers_of
+from twin.scenario import HttpFault, KvFault, ProxyFault, Scenario
 from twin.trial import Trial, TrialFailed, own_network, run_pytest, trial_of
 
 _BRING_UP = ("-k", "test_guides_curl")
@@ -84,7 +85,8 @@ class SharedTopology:
 
     def _break(self, scenario: Scenario) -> None:
         state = FabricState.read(self._twin.state)
-        check_names(scenario, state, self._twin.cluster.instances)
+        cluster = self._twin.cluster
+        check_names(scenario, state, cluster.instances, layers_of(cluster.model.path))
         state.kv_faults.clear()
         scenario.break_fabric(state)
         write_engine_faults(self._twin.state, scenario, later=True)

@@ -127,7 +127,7 @@ def _problem(detail: ErrorDetails, root: Node, model: type[BaseModel]) -> Proble
     if kind == "union_tag_invalid":
         path = (*path, "kind")
         node = root.at(path)
-    return Problem(node.place, f"`{dotted(path)}` {_complaint(detail, node)}")
+    return Problem(node.place, f"`{dotted(path)}` {complaint(detail, node)}")
 
 
 def _unknown_key(path: KeyPath, known: list[str]) -> str:
@@ -137,7 +137,7 @@ def _unknown_key(path: KeyPath, known: list[str]) -> str:
     return f"unknown key `{path[-1]}` {where}{advice}"
 
 
-def _complaint(detail: ErrorDetails, node: Node) -> str:
+def complaint(detail: ErrorDetails, node: Node) -> str:
     """What is wrong with a value, to be read after its name."""
     kind, context, got = detail["type"], detail.get("ctx", {}), _shown(node)
     if kind in ("enum", "literal_error", "union_tag_invalid"):
@@ -150,7 +150,7 @@ def _complaint(detail: ErrorDetails, node: Node) -> str:
         return f"{context['error']}, not {got}" if node.source else f"{context['error']}"
     if kind == "string_type" and isinstance(node.content, int | float | bool):
         return f'must be text, not {got}: quote it, "{node.source}"'
-    stem = kind.removesuffix("_type")
+    stem = kind.removesuffix("_type").removesuffix("_parsing")
     if stem in _TYPES:
         return f"must be {_TYPES[stem]}, not {got}"
     if kind in _BOUNDS:

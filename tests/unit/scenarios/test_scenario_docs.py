@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from twin import scenario as vocabulary
-from twin.cluster import PROJECT, cluster_file
+from twin.cluster import PROJECT, cluster_file, described_cluster
 from twin.fabric import Product, healthy_cluster
-from twin.scenario import Fault, check_names, load_scenario
+from twin.names import check_names
+from twin.scenario import Fault, load_scenario
 from twin.scenarios import SCENARIOS, listing, scenario_files
 
 TEXT = (PROJECT / "docs" / "scenarios.md").read_text(encoding="utf-8")
@@ -26,7 +27,8 @@ def test_example_loads_and_can_be_applied(tmp_path: Path, example: str) -> None:
     assert cluster_file(scenario.cluster).is_file()
     product = Product.A3 if "a3" in scenario.cluster else Product.A2
     fabric = healthy_cluster({"p1": "127.0.0.1", "d1": "127.0.0.2", "d2": "127.0.0.3"}, product)
-    check_names(scenario, fabric, dict.fromkeys(("prefill-1", "decode-1", "decode-2")))
+    instances = described_cluster(cluster_file(scenario.cluster)).instances
+    check_names(scenario, fabric, instances, layers=4)
     scenario.break_fabric(fabric)
 
 

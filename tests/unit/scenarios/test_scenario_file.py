@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pd_validate.errors import SpecError
 from pd_validate.findings import Where
-from twin.fabric import FabricState, NetHealth, healthy_cluster
+from pd_validate.spec.models import InstanceSpec
+from twin.cluster import cluster_file, described_cluster
+from twin.fabric import FabricState, NetHealth, Product, healthy_cluster
+from twin.names import check_names
 from twin.scenario import (
     ClockFault,
     EnvFault,
@@ -17,14 +21,21 @@ from twin.scenario import (
     ListenFault,
     Scenario,
     ToolFault,
-    check_names,
     load_scenario,
 )
 
 
 @pytest.fixture
 def fabric() -> FabricState:
-    return healthy_cluster({"p1": "127.0.0.1", "d1": "127.0.0.2", "d2": "127.0.0.3"})
+    return healthy_cluster(HOSTS)
+
+
+HOSTS = {"p1": "127.0.0.1", "d1": "127.0.0.2", "d2": "127.0.0.3"}
+
+
+@pytest.fixture(scope="module")
+def instances() -> Mapping[str, InstanceSpec]:
+    return described_cluster(cluster_file("")).instances
 
 
 def load(tmp_path: Path, text: str) -> Scenario:
@@ -116,9 +127,25 @@ def test_a_path_may_be_written_as_from_and_to(tmp_path: Path) -> None:
     assert wanted.where == Where(host="p1", device=0, peer_host="d2")
 
 
-def test_an_unknown_part_of_a_place_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="nic"):
-        load(tmp_path, "expect: [{id: link.down, where: {host: d1, nic: eth0}}]\n")
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("{id: link.down, where: {host: d1, nic: eth0}}", "unknown word 'nic'"),
+        ("{id: link.dwon}", r"id: must be a finding of docs/checks.md \(`link.down`\?\)"),
+        ("{id: link.down, severity: error}", "severity: must be `fail` or `unknown` or `warn`"),
+        ("{where: {host: d1}}", "an expected finding needs `id:`"),
+        ("link.down", "must be a mapping"),
+    ],
+)
+def test_what_can_never_be_found_is_an_error(tmp_path: Path, wanted: str, message: str) -> None:
+    with pytest.raises(SpecError, match=rf"scenario\.yaml:3:\d+: .*{message}"):
+        load(tmp_path, f"expect:\n  - {{id: link.down}}\n  - {wanted}\n")
+
+
+def test_marks_that_no_test_has(tmp_path: Path) -> None:
+    assert load(tmp_path, "marks: network or (kv and not soak)\n").marks is not None
+    with pytest.raises(SpecError, match=r"scenario\.yaml:1:1: marks: must be made of `network`"):
+        load(tmp_path, "marks: netwrok\n")
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -127,13 +154,25 @@ def test_an_unknown_part_of_a_place_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("{host: d1, device: 6, link: sideways}", r"link: .*'up' or 'down'"),
-        ("{host: d1, device: 6, lnik: down}", "unknown word 'lnik' in a fault"),
+        ("{host: d1, device: 6, link: sideways}", "link: must be `up` or `down`, not `sideways`"),
+        ("{host: d1, device: 6, lnik: down}", "unknown word 'lnik' in a fault with `device`; did"),
         ("{host: d1, listen: many}", "listen: "),
         ("{kv: {to: d1, do: delay}}", "`seconds` belongs to `do: delay`"),
         ("{kv: {rank: 1, do: zero}}", "`rank` needs `to`"),
         ("link down on d1", "a fault is a mapping"),
-        ("{host: d1, file: /etc/passwd, text: x}", "file: "),
+        ("{host: d1, file: /etc/passwd, text: x}", "file: must lie in the host's home"),
+        ("{host: d1, file: ~/../p1/x, text: x}", "file: must lie in the host's home"),
+        ("{host: d1, listen: 70000}", "listen: must be at most 65535"),
+        ("{host: d1, device: 6, address: banana}", "address: must be an IPv4 address"),
+        ("{host: d1, device: 6}", "nothing is said of the device"),
+        ("{from: {host: p1}, to: {host: d1}}", "nothing disturbs the path"),
+        ("{from: {host: p1}, to: {host: d1}, loss: 33}", "loss: must be at most 1"),
+        ("{host: d1, device: 6, link: down, listen: 80}", "'device' in a fault with `listen`"),
+        ("{host: d1, tool: ''}", "tool: must be a command"),
+        ("{host: d1, file: ~/x}", "a fault with `file` needs `text:`"),
+        ("{kv: {layer: -1, do: zero}}", "kv.layer: must be at least 0"),
+        ("{kv: {request: 0, do: zero}}", "kv.request: must be at least 1"),
+        ("{instance: decode-1, http: {status: 42}}", "http.status: must be at least 200"),
     ],
 )
 def test_a_wrong_fault_is_one_line_that_names_it(tmp_path: Path, fault: str, message: str) -> None:
@@ -148,16 +187,72 @@ def test_a_wrong_fault_is_one_line_that_names_it(tmp_path: Path, fault: str, mes
         ("{host: d9, device: 6, link: down}", "the host d9; there are p1, d1, d2"),
         ("{host: d1, device: 8, link: down}", "device of host d1 8; there are 0, 1"),
         ("{from: {host: p1}, to: {host: d7}, loss: 0.5}", "the host d7"),
+        ("{from: {host: p1, device: 9}, to: {host: d1}, loss: 0.5}", "device of host p1 9"),
         ("{kv: {to: decode-9, do: zero}}", "instance or host decode-9"),
-        ("{instance: decode-9, at: pulling, do: kill}", "instance decode-9; there are decode-1"),
+        ("{kv: {to: decode-1, rank: 2, do: zero}}", "rank of decode-1 2; there are 0, 1"),
+        ("{kv: {layer: 4, do: zero}}", "layer 4; there are 0, 1, 2, 3"),
+        ("{kv: {to: prefill-1, do: zero}}", "pulled by decoders, and prefill-1 is or has none"),
+        ("{kv: {from: d2, do: zero}}", "comes from prefillers, and d2 is or has none"),
+        ("{instance: decode-9, at: pulling, do: kill}", "instance decode-9; there are prefill-1"),
+        ("{instance: decode-1, at: pulling, do: kill, rank: 2}", "rank of decode-1 2"),
+        ("{instance: prefill-1, at: pulling, do: kill}", "prefill-1 never comes to `pulling`"),
+        ("{instance: proxy, http: {status: 500}}", "the instance proxy; there are prefill-1"),
+        ("{host: d1, device: 6, vnic: {link: down}}", "only an A3 has `vnic`"),
+        ("{host: d1, superpod: null}", "only an A3 has `superpod`"),
     ],
 )
-def test_a_name_that_the_cluster_has_not(
-    tmp_path: Path, fabric: FabricState, fault: str, message: str
+def test_what_the_cluster_has_not_is_told_at_its_line(
+    tmp_path: Path,
+    fabric: FabricState,
+    instances: Mapping[str, InstanceSpec],
+    fault: str,
+    message: str,
 ) -> None:
     scenario = load(tmp_path, f"faults:\n  - {fault}\n")
-    with pytest.raises(SpecError, match=message):
-        check_names(scenario, fabric, {"decode-1": None})
+    with pytest.raises(SpecError, match=rf"scenario\.yaml:2:\d+: .*{message}"):
+        check_names(scenario, fabric, instances, layers=4)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("{host: d7}", "the host d7; there are p1, d1, d2"),
+        ("{from: {host: p1}, to: {host: d7}}", "the host d7"),
+        ("{instance: decode-9}", "instance decode-9; there are prefill-1, decode-1"),
+    ],
+)
+def test_a_finding_expected_where_nothing_is(
+    tmp_path: Path,
+    fabric: FabricState,
+    instances: Mapping[str, InstanceSpec],
+    where: str,
+    message: str,
+) -> None:
+    text = f"expect:\n  - clean: true\n  - {{id: ping.loss, where: {where}}}\n"
+    with pytest.raises(SpecError, match=rf"scenario\.yaml:3:\d+: .*{message}"):
+        check_names(load(tmp_path, text), fabric, instances, layers=4)
+
+
+def test_names_that_are_there(
+    tmp_path: Path, fabric: FabricState, instances: Mapping[str, InstanceSpec]
+) -> None:
+    text = """\
+faults:
+  - {host: "*", device: "*", mtu: 1500}
+  - {from: {host: "*"}, to: {host: d1, device: 7}, loss: 0.5}
+  - {kv: {from: p1, to: d2/7, layer: 3, do: zero}}
+  - {instance: proxy, at: serving, do: kill}
+expect:
+  - {id: engine.exited, where: {host: p1, instance: proxy}}
+"""
+    check_names(load(tmp_path, text), fabric, instances, layers=4)
+
+
+def test_an_a3_has_vnics_and_a_super_pod(
+    tmp_path: Path, instances: Mapping[str, InstanceSpec]
+) -> None:
+    text = "faults: [{host: d1, device: 6, vnic: {link: down}}, {host: d2, superpod: null}]\n"
+    check_names(load(tmp_path, text), healthy_cluster(HOSTS, Product.A3), instances, layers=4)
 
 
 def test_a_device_in_another_state(tmp_path: Path, fabric: FabricState) -> None:
