@@ -35,8 +35,8 @@ class Actor:
         self.caches: dict[int, Any] = {}
         self.threads: dict[str, tuple[threading.Thread, list[Any]]] = {}
 
-    def create(self, cluster_id: int) -> None:
-        self.dd = self.lib.LLMDataDist(self.lib.LLMRole.PROMPT, cluster_id)
+    def create(self, cluster_id: int, role: str) -> None:
+        self.dd = self.lib.LLMDataDist(self.lib.LLMRole[role], cluster_id)
 
     def init(
         self,
@@ -63,19 +63,26 @@ class Actor:
         model_id: int | None = 0,
         batch: bool = False,
         keys: Sequence[int] = (),
+        placement: str = "DEVICE",
+        batch_dim_index: int = 0,
+        key_cluster: int | None = None,
         **kwargs: Any,
     ) -> int:
-        """A cache of byte tensors of zeros; its id."""
+        """A cache of byte tensors of zeros; its id. Its blocks' key names the own cluster unless
+        `key_cluster` is another.
+        """
         lib = self.lib
         buffers = [bytearray(blocks * block_bytes) for _ in range(tensors)]
         addrs = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in buffers]
-        desc = lib.CacheDesc(tensors, [blocks, block_bytes], lib.DataType.DT_INT8)
+        shape, where = [blocks, block_bytes], lib.Placement[placement]
+        desc = lib.CacheDesc(tensors, shape, lib.DataType.DT_INT8, where, batch_dim_index)
         manager = self.dd.cache_manager
         if batch:
             cache_keys = [lib.CacheKey(self.dd.cluster_id, key) for key in keys]
             cache = manager.register_cache(desc, addrs, cache_keys, **kwargs)
         else:
-            key = None if model_id is None else lib.BlocksCacheKey(self.dd.cluster_id, model_id)
+            owner = self.dd.cluster_id if key_cluster is None else key_cluster
+            key = None if model_id is None else lib.BlocksCacheKey(owner, model_id)
             cache = manager.register_blocks_cache(desc, addrs, key, **kwargs)
         self.buffers[cache.cache_id] = buffers
         self.caches[cache.cache_id] = cache

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCKS, BLOCK_BYTES, TENSORS = 16, 1024, 4  # of a pair's caches
+ENTITY = "dd._engine._links.entity(1)"  # a consumer's link to cluster 1
 
 
 class Refused(Exception):
@@ -79,13 +80,13 @@ class Peer:
     """One LLMDataDist in a process of its own. End it with `close`."""
 
     def __init__(
-        self, nursery: Nursery, cluster_id: int, *, device: int, env: Mapping[str, str]
+        self, nursery: Nursery, cluster_id: int, role: str, *, device: int, env: Mapping[str, str]
     ) -> None:
         self.cluster_id = cluster_id
         self.device = device
         self.server = env.get("TWIN_HOST_ADDRESS", "127.0.0.1")
         self._pid, self._calls, self._log = nursery.start(env)
-        self.call("create", cluster_id)
+        self.call("create", cluster_id, role)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What `method` of the Actor returns; Refused for what it raises."""
@@ -138,6 +139,13 @@ def refused(peer: Peer, method: str, *args: Any, **kwargs: Any) -> Refused:
     raise AssertionError(f"{method}{args} was expected to fail and returned {result!r}")
 
 
+def wait_until(peer: Peer, source: str) -> None:
+    """Until an expression of the peer's is true."""
+    deadline = time.monotonic() + 5
+    while not peer.call("run", source):
+        assert time.monotonic() < deadline, f"{source} did not become true"
+
+
 @dataclass
 class Pair:
     """A producer (cluster 1) and a consumer (cluster 2), linked, with a cache each (id 1)."""
@@ -152,10 +160,8 @@ class Pair:
         return content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
 
     def wait_until_pulling(self) -> None:
-        """Until a call of the consumer is under way."""
-        deadline = time.monotonic() + 5
-        while self.consumer.call("run", "dd._engine._lock._holders") == 0:
-            assert time.monotonic() < deadline, "no call began"
+        """Until the consumer has begun to pull from the producer."""
+        wait_until(self.consumer, f"{ENTITY}.lock.locked()")
 
     def both(self, tensor: int, source: int, target: int) -> tuple[bytes, bytes]:
         """A source block of the producer and a target block of the consumer."""
@@ -184,6 +190,7 @@ class Peers:
         self,
         cluster_id: int,
         *,
+        role: str = "PROMPT",
         device: int | None = None,
         connect_timeout: float = 5.0,
         env: dict[str, str] | None = None,
@@ -197,7 +204,7 @@ class Peers:
             "HCCL_CONNECT_TIMEOUT": str(connect_timeout),
             **(env or {}),
         }
-        peer = Peer(self._nursery, cluster_id, device=physical, env=environment)
+        peer = Peer(self._nursery, cluster_id, role, device=physical, env=environment)
         self._peers.append(peer)
         if initialise:
             peer.call("init", **{"device": physical, **options})

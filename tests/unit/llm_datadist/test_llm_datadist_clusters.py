@@ -67,6 +67,16 @@ def test_a_restarted_client_links_again_at_once(peers: Peers) -> None:
     server.call("pull", 2, 1, [4], [0])
 
 
+def test_caches_may_still_be_registered_for_remote_access_afterwards(peers: Peers) -> None:
+    """Other than after `link`."""
+    server, port = listening(peers)
+    one = client(peers)
+    clusters(one, "link_clusters", port)
+    server.call("register", BLOCKS, BLOCK_BYTES, TENSORS, model_id=1)
+    one.call("register", BLOCKS, BLOCK_BYTES, TENSORS, model_id=1, remote_accessible=True)
+    one.call("pull", 1, 2, [3], [4], model_id=1)
+
+
 def test_unlink_clusters_ends_both_sides(peers: Peers) -> None:
     server, port = listening(peers)
     one = client(peers)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy
 import pytest
-from datadist_peer import BLOCK_BYTES, BLOCKS, Pair, Peers, refused
+from datadist_peer import BLOCK_BYTES, BLOCKS, TENSORS, Pair, Peers, link_all, refused
 
 UNINITIALISED = "llm datadist is not initialized"
+SAID = {"remote_accessible": True}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,21 @@ def test_the_roles_label_does_not_matter_and_can_be_switched(peers: Peers) -> No
     peers(1).call("run", "dd.switch_role(lib.LLMRole.DECODER, {})")
 
 
+@pytest.mark.parametrize("role", ["DECODER", "MIX"])
+def test_whatever_the_role_both_sides_may_pull_and_push(peers: Peers, role: str) -> None:
+    pair = peers.pair(role=role)
+    for peer, other in ((pair.consumer, 1), (pair.producer, 2)):
+        peer.call("pull", other, 1, [3], [4])
+        peer.call("push", other, 1, [3], [4])
+
+
+@pytest.mark.parametrize(
+    ("role", "text"), [("PROMPT", "Prompt"), ("DECODER", "Decoder"), ("MIX", "Mix")]
+)
+def test_the_engine_is_told_the_role_in_its_options(peers: Peers, role: str, text: str) -> None:
+    assert peers(1, role=role).call("run", "dd._options['llm.Role']") == text
+
+
 def test_finalize_is_idempotent_and_leaves_no_file(peers: Peers, tmp_path: Path) -> None:
     peer = peers(1)
     assert [file.name for file in (tmp_path / "datadist").iterdir()] == ["1@localhost.1.json"]
@@ -107,6 +124,15 @@ def test_finalize_leaves_no_thread(pair: Pair) -> None:
     for peer in (pair.producer, pair.consumer):
         peer.call("do", "finalize")
         assert peer.call("run", threads) == []
+
+
+def test_finalize_unlinks_everything(pair: Pair) -> None:
+    pair.producer.call("do", "finalize")
+    assert refused(pair.consumer, "pull", 1, 1, [0], [0]).kind == "LLM_FAILED"
+    pair.producer.call("init", device=1)
+    assert refused(pair.producer, "status", pair.producer_link).kind == "LLM_NOT_YET_LINK"
+    assert pair.producer.call("register", BLOCKS, BLOCK_BYTES) == 1
+    assert refused(pair.producer, "push", 2, 1, [0], [0]).kind == "LLM_NOT_YET_LINK"
 
 
 def test_finalize_waits_for_a_running_pull(peers: Peers) -> None:
@@ -162,6 +188,7 @@ def test_registering_takes_1_to_31_dimensions_above_zero(
     [
         (1, (64,), "TypeError"),
         (1, ["64"], "TypeError"),
+        (1, [numpy.int64(64)], "TypeError"),
         (1, [], "LLM_PARAM_INVALID"),
         (2, [64], "LLM_PARAM_INVALID"),
         (1, [0], "LLM_PARAM_INVALID"),
@@ -180,10 +207,56 @@ def test_cache_ids_count_from_1(peers: Peers) -> None:
     assert [peer.call("register", 2, 8, model_id=m) for m in range(3)] == [1, 2, 3]
 
 
-def test_a_key_in_use_is_refused(peers: Peers) -> None:
+@pytest.mark.parametrize("newest_unregistered", [False, True])
+def test_registering_a_model_id_again_binds_it_to_the_newest_cache(
+    peers: Peers, newest_unregistered: bool
+) -> None:
+    producer, consumer = peers(1), peers(2)
+    consumer.call("register", BLOCKS, BLOCK_BYTES)
+    for cache in (1, 2):
+        producer.call("register", BLOCKS, BLOCK_BYTES, model_id=5)
+        producer.call("fill", cache, seed=cache)
+    if newest_unregistered:
+        producer.call("run", "dd.cache_manager.unregister_cache(2)")
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    if newest_unregistered:  # the older one does not get its key back
+        error = refused(consumer, "pull", 1, 1, [0], [0], model_id=5)
+        assert error.kind == "LLM_KV_CACHE_NOT_EXIST"
+        return
+    consumer.call("pull", 1, 1, [0], [0], model_id=5)
+    assert consumer.call("read", 1)[0][:BLOCK_BYTES] == producer.call("read", 2)[0][:BLOCK_BYTES]
+
+
+def test_the_cluster_id_of_a_key_is_ignored_when_registering(peers: Peers) -> None:
+    producer, consumer = peers(1), peers(2)
+    for peer in (producer, consumer):
+        peer.call("register", BLOCKS, BLOCK_BYTES, key_cluster=77)
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    consumer.call("pull", 1, 1, [0], [0])
+
+
+def test_dimension_0_counts_the_blocks_whatever_batch_dim_index_says(peers: Peers) -> None:
+    producer, consumer = peers(1), peers(2)
+    for peer in (producer, consumer):
+        peer.call("register", BLOCKS, BLOCK_BYTES, batch_dim_index=1)
+    producer.call("fill", 1)
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    consumer.call("pull", 1, 1, [BLOCKS - 1], [0])
+    assert consumer.call("read", 1)[0][:BLOCK_BYTES] == producer.call("read", 1)[0][-BLOCK_BYTES:]
+    assert refused(consumer, "pull", 1, 1, [0], [BLOCKS]).kind == "LLM_PARAM_INVALID"
+
+
+def test_a_cache_has_an_id_its_description_and_its_addresses(peers: Peers) -> None:
     peer = peers(1)
-    peer.call("register", 2, 8, model_id=5)
-    assert refused(peer, "register", 2, 8, model_id=5).kind == "LLM_PARAM_INVALID"
+    peer.call("register", BLOCKS, BLOCK_BYTES, TENSORS)
+    cache = "caches[1].{}"
+    assert peer.call("run", cache.format("cache_id")) == 1
+    assert peer.call("run", cache.format("cache_desc.shape")) == [BLOCKS, BLOCK_BYTES]
+    assert peer.call("run", "len(caches[1].tensor_addrs)") == TENSORS
+    assert peer.call("run", cache.format("is_blocks_cache")) is True
 
 
 def test_unregistering_frees_the_key_and_an_unknown_id_is_no_error(peers: Peers) -> None:
@@ -198,6 +271,17 @@ def test_removing_an_unknown_cache_key_is_no_error(peers: Peers) -> None:
     peers(1).call("run", "dd.cache_manager.remove_cache_key(lib.CacheKey(1, 5))")
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_deallocating_takes_the_addresses_from_the_handle_only(peers: Peers, batch: bool) -> None:
+    peer = peers(1)
+    peer.call("register", 2, 8, batch=batch)
+    right, wrong = ("cache", "blocks_cache") if batch else ("blocks_cache", "cache")
+    assert refused(peer, "manage", f"deallocate_{wrong}", 1).kind == "LLM_PARAM_INVALID"
+    peer.call("manage", f"deallocate_{right}", 1)
+    assert peer.call("run", "caches[1].tensor_addrs") == []
+    assert peer.call("register", 2, 8, model_id=1) == 2
+
+
 def test_after_a_link_caches_are_not_remote_accessible(pair: Pair) -> None:
     producer, consumer = pair.producer, pair.consumer
     error = refused(producer, "register", BLOCKS, BLOCK_BYTES, model_id=1, remote_accessible=True)
@@ -205,6 +289,17 @@ def test_after_a_link_caches_are_not_remote_accessible(pair: Pair) -> None:
     assert producer.call("register", BLOCKS, BLOCK_BYTES, model_id=1) == 2
     error = refused(consumer, "pull", 1, 1, [0], [0], model_id=1)
     assert error.kind == "LLM_PARAM_INVALID"  # it is in the table, not accessible
+
+
+def test_caches_in_host_memory_are_not_remote_accessible_unless_that_is_said(peers: Peers) -> None:
+    producer, consumer = peers(1), peers(2)
+    producer.call("register", BLOCKS, BLOCK_BYTES, placement="HOST")
+    producer.call("register", BLOCKS, BLOCK_BYTES, placement="HOST", model_id=1, **SAID)
+    consumer.call("register", BLOCKS, BLOCK_BYTES)
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    assert refused(consumer, "pull", 1, 1, [0], [0]).kind == "LLM_PARAM_INVALID"
+    consumer.call("pull", 1, 1, [0], [0], model_id=1)
 
 
 def test_the_cache_table_has_a_limit_of_1_mib(peers: Peers) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import time
 
 import pytest
-from datadist_peer import BLOCK_BYTES, BLOCKS, TENSORS, Pair, Peers, link_all, rank_table, refused
+from datadist_peer import (
+    BLOCK_BYTES,
+    BLOCKS,
+    ENTITY,
+    TENSORS,
+    Pair,
+    Peers,
+    link_all,
+    rank_table,
+    refused,
+    wait_until,
+)
 
 KEY = "lib.BlocksCacheKey(1)"
 
@@ -66,6 +77,7 @@ def test_runs_of_consecutive_pairs_are_merged() -> None:
         (f"{KEY}, 1, [0], [0]", "TypeError"),
         (f"{KEY}, caches[1], {{0}}, [0]", "TypeError"),
         (f"{KEY}, caches[1], ['0'], [0]", "TypeError"),
+        (f"{KEY}, caches[1], [__import__('numpy').int64(0)], [0]", "TypeError"),
         (f"{KEY}, caches[1], [-1], [0]", "TypeError"),
         (f"{KEY}, caches[1], [0], [-1]", "TypeError"),
         (f"{KEY}, caches[1], [0], []", "LLM_PARAM_INVALID"),
@@ -84,12 +96,20 @@ def test_what_python_checks(shared_pair: Pair, arguments: str, kind: str) -> Non
     assert refused(shared_pair.consumer, "run", call).kind == kind
 
 
-def test_lists_and_tuples_are_fine_and_none_for_source_blocks_is_empty(shared_pair: Pair) -> None:
+def test_lists_and_tuples_are_fine_and_none_fails_where_its_length_is_asked(
+    shared_pair: Pair,
+) -> None:
     call = "dd.cache_manager.pull_blocks({}, caches[1], {}, (0,))"
     shared_pair.consumer.call("run", call.format(KEY, "(0,)"))
-    assert refused(shared_pair.consumer, "run", call.format(KEY, "None")).kind == (
-        "LLM_PARAM_INVALID"
-    )
+    error = refused(shared_pair.consumer, "run", call.format(KEY, "None"))
+    assert (error.kind, error.message) == ("TypeError", "object of type 'NoneType' has no len()")
+
+
+def test_the_target_must_be_a_blocks_cache(peers: Peers) -> None:
+    peer = peers(2)
+    peer.call("register", BLOCKS, BLOCK_BYTES, batch=True)
+    error = refused(peer, "pull", 1, 1, [0], [0])
+    assert error.message == "param check failed, dst_cache should be blocks cache."
 
 
 def test_a_failure_reads_as_in_cann(shared_pair: Pair) -> None:
@@ -147,6 +167,30 @@ def test_check_4_a_link_that_prepares_is_no_link(peers: Peers) -> None:
     assert refused(peer, "pull", 1, 1, [0], [0]).kind == "LLM_NOT_YET_LINK"
 
 
+def test_check_4_a_link_that_is_given_up_while_a_pull_waits_for_its_turn(pair: Pair) -> None:
+    consumer = pair.consumer
+    consumer.call("run", f"{ENTITY}.lock.acquire()")
+    consumer.call("start", "t", "pull", 1, 1, [0], [0])
+    wait_until(consumer, "dd._engine._lock._holders")
+    consumer.call("run", f"setattr({ENTITY}, 'destroyed', True)")
+    consumer.call("run", f"{ENTITY}.lock.release()")
+    assert consumer.call("finish", "t")[0][0] == "LLM_NOT_YET_LINK"
+
+
+def test_check_5_waits_for_the_peers_running_pull_after_4_and_before_6_lengths(
+    peers: Peers,
+) -> None:
+    pair = peers.pair(timeout_ms=600)
+    with pair.producer.paused():
+        pair.consumer.call("start", "t", "pull", 1, 1, [0], [0])
+        pair.wait_until_pulling()
+        assert pull_with(pair, cluster=9, source=[0, 1]) == "LLM_NOT_YET_LINK"
+        assert pair.consumer.call("run", "dd._engine._lock._holders") == 1, "it did not wait"
+        assert pull_with(pair, source=[0, 1]) == "LLM_PARAM_INVALID"
+        assert pair.consumer.call("run", "dd._engine._lock._holders") == 0, "it waited"
+    assert pair.consumer.call("finish", "t")[0][0] == "LLM_TIMEOUT"
+
+
 def test_check_6_lengths_before_9_unknown_source_cache(shared_pair: Pair) -> None:
     assert pull_with(shared_pair, source=[0, 1], model_id=5) == "LLM_PARAM_INVALID"
 
@@ -193,6 +237,12 @@ def test_check_9_the_peers_table_is_read_once_per_link(pair: Pair) -> None:
     assert pull_with(pair, model_id=5) == "LLM_PARAM_INVALID"  # known now, but not accessible
 
 
+def test_check_9_what_the_peer_unregisters_stays_in_the_table(pair: Pair) -> None:
+    pair.consumer.call("pull", 1, 1, [0], [0])
+    pair.producer.call("run", "dd.cache_manager.unregister_cache(1)")
+    assert pull_with(pair) == "LLM_FAILED"  # its memory is not served any more
+
+
 def test_check_10_both_caches_must_be_remote_accessible(peers: Peers) -> None:
     for accessible in ((True, False), (False, True)):
         producer, consumer = peers(1), peers(2)
@@ -223,6 +273,17 @@ def test_check_11_source_blocks_in_range(
     shared_pair: Pair, source: list[int], target: list[int]
 ) -> None:
     assert pull_with(shared_pair, source=source, target=target) == "LLM_PARAM_INVALID"
+
+
+def test_check_11_a_run_that_is_longer_than_the_remote_tensor(peers: Peers) -> None:
+    producer, consumer = peers(1), peers(2)
+    producer.call("register", BLOCKS, BLOCK_BYTES)
+    consumer.call("register", 2 * BLOCKS, BLOCK_BYTES)
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    blocks = list(range(BLOCKS + 1))
+    assert refused(consumer, "pull", 1, 1, blocks, blocks).kind == "LLM_PARAM_INVALID"
+    consumer.call("pull", 1, 1, blocks[:-1], blocks[:-1])
 
 
 def test_check_11_a_run_that_ends_beyond_the_tensor_is_refused_by_the_owners_memory(
@@ -322,6 +383,7 @@ def test_without_remote_accessible_caches_the_owner_looks_its_table_up_anew(peer
     pair = peers.pair(accessible=False)
     pair.consumer.call("pull", 1, 1, [2], [3])
     assert len(set(pair.both(0, 2, 3))) == 1
+    assert pull_with(pair, source=[BLOCKS]) == "LLM_PARAM_INVALID"
     assert pull_with(pair, model_id=5) == "LLM_KV_CACHE_NOT_EXIST"
     for peer in (pair.producer, pair.consumer):
         peer.call("register", BLOCKS, BLOCK_BYTES, TENSORS, model_id=5)
@@ -364,9 +426,39 @@ def test_pull_cache_by_request_id_if_caches_are_not_accessible(peers: Peers) -> 
     producer, consumer = linked_batches(peers, accessible=False)
     consumer.call("run", "dd.cache_manager.pull_cache(lib.CacheKey(1, 11), caches[1])")
     assert consumer.call("read", 1)[0][:64] == producer.call("read", 1)[0][64:128]
+    unknown = "dd.cache_manager.pull_cache(lib.CacheKey(1, 12), caches[1])"
+    assert refused(consumer, "run", unknown).kind == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def test_remove_cache_key_leaves_a_registered_cache_as_it_is(peers: Peers) -> None:
+    producer, consumer = linked_batches(peers, accessible=False)
     producer.call("run", "dd.cache_manager.remove_cache_key(lib.CacheKey(1, 11))")
-    again = "dd.cache_manager.pull_cache(lib.CacheKey(1, 11), caches[1])"
-    assert refused(consumer, "run", again).kind == "LLM_KV_CACHE_NOT_EXIST"
+    consumer.call("run", "dd.cache_manager.pull_cache(lib.CacheKey(1, 11), caches[1])")
+
+
+def test_a_batchs_key_stays_with_the_cache_that_had_it_first(peers: Peers) -> None:
+    producer, consumer = peers(1, accessible=False), peers(2, accessible=False)
+    for cache in (1, 2):
+        producer.call("register", 4, 64, batch=True, keys=[10])
+        producer.call("fill", cache, seed=cache)
+    consumer.call("register", 4, 64, batch=True)
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    consumer.call("run", "dd.cache_manager.pull_cache(lib.CacheKey(1, 10), caches[1])")
+    assert consumer.call("read", 1)[0][:64] == producer.call("read", 1)[0][:64]
+
+
+def test_a_batch_without_an_id_has_a_place_and_is_no_blocks_cache(peers: Peers) -> None:
+    producer, consumer = peers(1, accessible=False), peers(2, accessible=False)
+    producer.call("register", 4, 64, batch=True, keys=[2**64 - 1, 11])
+    producer.call("fill", 1)
+    consumer.call("register", 4, 64, batch=True)
+    consumer.call("register", BLOCKS, 64)
+    ids = link_all(producer, consumer)
+    assert consumer.call("wait_link", ids[1]) == "OK"
+    consumer.call("run", "dd.cache_manager.pull_cache(lib.CacheKey(1, 11), caches[1])")
+    assert consumer.call("read", 1)[0][:64] == producer.call("read", 1)[0][64:128]
+    assert refused(consumer, "pull", 1, 2, [0], [0]).kind == "LLM_KV_CACHE_NOT_EXIST"
 
 
 def test_pull_blocks_from_a_batch_cuts_it_into_our_blocks(peers: Peers) -> None:

@@ -90,6 +90,7 @@ def test_a_push_to_a_peer_that_does_not_answer_is_a_timeout(peers: Peers) -> Non
     pair = peers.pair(timeout_ms=200)
     with pair.producer.paused():
         assert refused(pair.consumer, "push", 1, 1, [0], [0]).kind == "LLM_TIMEOUT"
+    assert refused(pair.consumer, "push", 1, 1, [0], [0]).kind == "LLM_FAILED"  # as with pulls
 
 
 TRANSFER = """dd.cache_manager.transfer_cache_async(
@@ -112,6 +113,35 @@ def test_transfer_cache_async_reports_what_failed(shared_pair: Pair) -> None:
     assert failed == [["LLM_NOT_YET_LINK"]]
     not_computed = shared_pair.consumer.call("run", run, computed=False, cluster=1)
     assert not_computed == [["LLM_PARAM_INVALID"]]
+
+
+def test_transfer_cache_async_waits_for_each_layer_and_then_pushes_it(pair: Pair) -> None:
+    pair.consumer.call("fill", 1, seed=50)
+    pair.consumer.call("run", "actor.__setattr__('asked', [])")
+    arrived = "actor.asked.append(asked[1:]) or len(actor.asked) < 2"  # the second layer fails
+    task = TRANSFER.replace("lambda *_: computed", f"lambda *asked: {arrived}")
+    codes = pair.consumer.call("run", f"[t.synchronize(5000).name for t in [{task}]]", cluster=1)
+    assert codes == ["LLM_PARAM_INVALID"]
+    assert pair.consumer.call("run", "actor.asked") == [(0, None), (1, None)]
+    assert pair.block(pair.producer, 0, 0) == pair.block(pair.consumer, 0, 3)
+    assert pair.block(pair.producer, 2, 0) != pair.block(pair.consumer, 2, 3)
+
+
+def test_transfer_cache_async_has_no_result_of_what_was_not_started(shared_pair: Pair) -> None:
+    later = "lib.TransferWithCacheKeyConfig(lib.BlocksCacheKey(1), range(1, 2), range(1, 2))"
+    task = TRANSFER.replace("range(2))]", f"range(2)), {later}]")
+    run = f"[[code and code.name for code in t.get_results(5000)] for t in [{task}]]"
+    codes = shared_pair.consumer.call("run", run, computed=True, cluster=9)
+    assert codes == [["LLM_NOT_YET_LINK", None]]
+
+
+def test_transfer_cache_async_takes_only_configs_with_a_key(peers: Peers) -> None:
+    """Those with raw addresses, which go where caches are not accessible, are not here."""
+    pair = peers.pair(accessible=False)
+    more = {"computed": True, "cluster": 1}
+    assert refused(pair.consumer, "run", TRANSFER, **more).kind == "TypeError"
+    other = TRANSFER.replace("lib.TransferWithCacheKeyConfig(", "('no config', ")
+    assert refused(peers.pair().consumer, "run", other, **more).kind == "TypeError"
 
 
 def test_transfer_cache_async_that_still_runs_is_a_timeout(peers: Peers) -> None:
@@ -179,3 +209,21 @@ def test_swap_blocks_is_between_host_and_device(peers: Peers) -> None:
     assert peer.call("read", 1)[0][:BLOCK_BYTES] == peer.call("read", 2)[0][5 * 1024 : 6 * 1024]
     for bad in ((1, 1, {0: 1}), (1, 2, {BLOCKS: 0}), (1, 2, {0: BLOCKS})):
         assert refused(peer, "run", swap.format(*bad)).kind == "LLM_PARAM_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"block_bytes": 2 * BLOCK_BYTES}, "block size:1024 and dst block size:2048 must be equal"),
+        ({"block_bytes": BLOCK_BYTES, "tensors": 6}, "num_tensors:6 and dst num_tensors:4 must be"),
+    ],
+)
+def test_swap_blocks_needs_equal_block_sizes_and_numbers_of_tensors(
+    peers: Peers, other: dict[str, int], said: str
+) -> None:
+    peer = peers(1)
+    peer.call("register", BLOCKS, BLOCK_BYTES, other.get("tensors", TENSORS))
+    peer.call("host_cache", 2, BLOCKS, other["block_bytes"])
+    error = refused(peer, "run", "dd.cache_manager.swap_blocks(caches[1], caches[2], {0: 0})")
+    assert error.kind == "LLM_PARAM_INVALID"
+    assert said in error.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from llm_datadist import (
     LLMException,
     LLMRole,
     LLMStatusCode,
+    Memtype,
     Placement,
     RegisterMemStatus,
     Status,
@@ -34,6 +36,14 @@ def test_everything_of_the_cache_manager_mode_is_at_the_top() -> None:
         RegisterMemStatus LayerSynchronizer TransferWithCacheKeyConfig CacheTask Memtype MemInfo"""
     assert set(names.split()) == set(llm_datadist.__all__)
     assert llm_datadist.LLMConfig is llm_datadist.LlmConfig
+
+
+@pytest.mark.parametrize(
+    "name", ["TensorDesc", "Tensor", "KvCacheManager", "KvCache", "TransferConfig"]
+)
+def test_version_1_and_raw_addresses_are_not_here(name: str) -> None:
+    with pytest.raises(AttributeError):
+        getattr(llm_datadist, name)
 
 
 def test_cache_manager_is_not_exported_at_the_top() -> None:
@@ -76,25 +86,42 @@ def test_register_mem_status() -> None:
     assert states == {"OK": 0, "PREPARING": 1, "FAILED": 2}
 
 
+def test_placement_and_memtype_count_the_other_way_round() -> None:
+    assert {one.name: one.value for one in Placement} == {"HOST": 0, "DEVICE": 1}
+    kinds = {one.name: one.value for one in Memtype}
+    assert kinds == {"MEM_TYPE_DEVICE": 0, "MEM_TYPE_HOST": 1}
+
+
 def test_data_types_are_those_of_ge_and_a_string_counts_16_bytes() -> None:
-    assert (DataType.DT_FLOAT.value, DataType.DT_FLOAT16.value, DataType.DT_BF16.value) == (
-        0,
-        1,
-        27,
-    )
-    assert (DataType.DT_INT8.value, DataType.DT_INT32.value, DataType.DT_INT64.value) == (2, 3, 9)
+    names = "FLOAT FLOAT16 INT8 INT32 UINT8 _5 INT16 UINT16 UINT32 INT64 UINT64 DOUBLE BOOL STRING"
+    numbers = {f"DT_{name}": number for number, name in enumerate(names.split())}
+    del numbers["DT__5"]  # a number that is not used
+    assert {kind.name: kind.value for kind in DataType} == {**numbers, "DT_BF16": 27}
     assert DataType.DT_STRING.size == 16
+    sizes = {kind.name: kind.size for kind in (DataType.DT_BF16, DataType.DT_INT8)}
+    assert sizes == {"DT_BF16": 2, "DT_INT8": 1}
     assert all(kind.size > 0 for kind in DataType)
 
 
+# By number above 0x5010B000, without the prefix; 20 to 23 are not used.
+STATUS_CODES = """WAIT_PROCESS_TIMEOUT KV_CACHE_NOT_EXIST REPEAT_REQUEST REQUEST_ALREADY_COMPLETED
+    PARAM_INVALID ENGINE_FINALIZED NOT_YET_LINK ALREADY_LINK LINK_FAILED UNLINK_FAILED
+    NOTIFY_PROMPT_UNLINK_FAILED CLUSTER_NUM_EXCEED_LIMIT PROCESSING_LINK DEVICE_OUT_OF_MEMORY
+    PREFIX_ALREADY_EXIST PREFIX_NOT_EXIST SEQ_LENOVERLIMIT NO_FREE_BLOCK BLOCKS_OUT_OF_MEMORY
+    - - - - EXIST_LINK FEATURE_NOT_ENABLED TIMEOUT LINK_BUSY OUT_OF_MEMORY"""
+
+
 def test_status_codes() -> None:
-    assert LLMStatusCode.LLM_FAILED == 0xFFFFFFFF
-    assert LLMStatusCode.LLM_KV_CACHE_NOT_EXIST == 0x5010B002
-    assert LLMStatusCode.LLM_PARAM_INVALID == 0x5010B005
-    assert LLMStatusCode.LLM_NOT_YET_LINK == 0x5010B007
-    assert LLMStatusCode.LLM_LINK_FAILED == 0x5010B009
-    assert LLMStatusCode.LLM_EXIST_LINK == 0x5010B000 + 24
-    assert LLMStatusCode.LLM_TIMEOUT == 0x5010B000 + 26
+    numbers = {
+        f"LLM_{name}": 0x5010B000 + number
+        for number, name in enumerate(STATUS_CODES.split(), 1)
+        if name != "-"
+    }
+    of_acl = {"LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"}  # numbers of the ACL run-time
+    others = {"LLM_SUCCESS": 0, "LLM_FAILED": 0xFFFFFFFF, "LLM_UNKNOWN_ERROR": -1}
+    found = {code.name: code.value for code in LLMStatusCode if code.name not in of_acl}
+    assert found == numbers | others
+    assert {code.name for code in LLMStatusCode} >= of_acl
     assert str(LLMStatusCode.LLM_TIMEOUT) == "LLMStatusCode.LLM_TIMEOUT"
     assert Status(LLMStatusCode.LLM_SUCCESS).is_ok()
     assert not Status(LLMStatusCode.LLM_TIMEOUT).is_ok()
@@ -136,12 +163,13 @@ def test_options_never_set_are_absent_but_for_the_memory_utilization() -> None:
 
 def test_all_other_options() -> None:
     config = LLMConfig()
-    config.ge_options = {"ge.x": "y"}
+    config.ge_options = {"ge.x": "y", "ge.exec.deviceId": "merged first, so that settings win"}
     config.device_id = [0, 1]
     config.listen_ip_info = "127.0.0.1:26000"
     config.deploy_res_path = "/res"
     config.mem_pool_cfg = config.host_mem_pool_cfg = config.buf_pool_cfg = "{}"
-    config.enable_cache_manager = False
+    config.enable_cache_manager = config.enable_remote_cache_accessible = False
+    config.enable_switch_role = False  # only True is an option
     config.link_total_time = 0
     config.link_retry_count = 2
     config.rdma_traffic_class = 132
@@ -162,6 +190,7 @@ def test_all_other_options() -> None:
         "llm.HostMemPoolConfig": "{}",
         "llm.BufPoolCfg": "{}",
         "llm.EnableCacheManager": "0",
+        "llm.EnableRemoteCacheAccessible": "0",
         "llm.LinkTotalTime": "0",
         "llm.LinkRetryCount": "2",
         "llm.RdmaTrafficClass": "132",
@@ -204,6 +233,17 @@ def test_bad_settings(setting: str, value: object, kind: type[Exception]) -> Non
         assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
 
 
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [("link_total_time", (0, 2**32 - 1)), ("link_retry_count", (1, 100))],
+)
+def test_settings_up_to_their_limits(setting: str, values: tuple[int, int]) -> None:
+    for value in values:
+        config = LLMConfig()
+        setattr(config, setting, value)
+        assert str(value) in config.generate_options().values()
+
+
 def test_a_timeout_of_digits_is_fine() -> None:
     config = LLMConfig()
     config.sync_kv_timeout = "300"
@@ -227,6 +267,7 @@ def test_cache_desc() -> None:
     desc = CacheDesc(4, [10, 128, 2, 64], DataType.DT_BF16)
     assert (desc.num_tensors, desc.shape, desc.batch_size) == (4, [10, 128, 2, 64], 10)
     assert desc.placement is Placement.DEVICE
+    assert (desc.batch_dim, desc.seq_len_dim_index, desc.kv_tensor_format) == (0, -1, None)
     assert desc.size == 10 * 128 * 2 * 64 * 2
     desc.update_dim(0, 20)
     assert desc.size == 20 * 128 * 2 * 64 * 2
@@ -254,6 +295,20 @@ def test_numbers_of_numpy_are_refused_where_ints_are_wanted() -> None:
     numpy = pytest.importorskip("numpy")
     with pytest.raises(TypeError, match="inner type"):
         CacheDesc(1, [numpy.int64(2)], DataType.DT_INT8)
+    with pytest.raises(TypeError, match="num_tensors only support"):
+        CacheDesc(numpy.int64(1), [2], DataType.DT_INT8)
+
+
+def test_none_passes_the_check_of_its_type_and_fails_later() -> None:
+    with pytest.raises(TypeError, match="NoneType"):
+        CacheDesc(1, None, DataType.DT_INT8)  # type: ignore[arg-type]  # wrong on purpose
+    assert CacheDesc(1, [2], None).data_type is None  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_defaults_of_time_limits_of_one_sided_links() -> None:
+    for call in (LLMDataDist.link_clusters, LLMDataDist.unlink_clusters):
+        assert inspect.signature(call).parameters["timeout"].default == 3000
+    assert inspect.signature(LLMDataDist.unlink_clusters).parameters["force"].default is False
 
 
 def test_keys_by_position_by_name_and_by_the_old_name() -> None:
@@ -285,7 +340,9 @@ def test_bad_keys(make: object, kind: type[Exception]) -> None:
 
 def test_a_cpu_cache_is_of_host_placement_and_complete() -> None:
     desc = CacheDesc(2, [4, 8], DataType.DT_INT8, Placement.HOST)
-    assert Cache.create_cpu_cache(desc, [16, 32]).is_blocks_cache
+    cache = Cache.create_cpu_cache(desc, [16, 32])
+    assert (cache.cache_id, cache.cache_desc, cache.tensor_addrs) == (-1, desc, [16, 32])
+    assert cache.is_blocks_cache
     with pytest.raises(LLMException, match="addrs num"):
         Cache.create_cpu_cache(desc, [16])
     with pytest.raises(LLMException, match="HOST"):

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import time
 
-from datadist_peer import BLOCK_BYTES, BLOCKS, TENSORS, Pair, Peer, Peers, link_all
+from datadist_peer import (
+    BLOCK_BYTES,
+    BLOCKS,
+    ENTITY,
+    TENSORS,
+    Pair,
+    Peer,
+    Peers,
+    link_all,
+    rank_table,
+    refused,
+    wait_until,
+)
 
 SLOW = 0.8  # seconds a pull from a paused peer takes: its time limit
 
@@ -44,13 +56,40 @@ def test_pulls_from_one_peer_are_serialised(peers: Peers) -> None:
     assert all(ended - started >= SLOW * 0.9 for _, ended in outcomes)
 
 
+def test_a_push_waits_for_the_peers_running_pull(peers: Peers) -> None:
+    one, _, consumer = three(peers)
+    consumer.call("pull", 1, 1, [0], [0])
+    with one.paused():
+        started = time.monotonic()
+        consumer.call("start", "slow", "pull", 1, 1, [0], [0])
+        wait_until(consumer, f"{ENTITY}.lock.locked()")
+        assert refused(consumer, "push", 1, 1, [0], [0]).kind == "LLM_FAILED"  # the link is dead
+        assert time.monotonic() - started > SLOW / 2
+    assert consumer.call("finish", "slow")[0][0] == "LLM_TIMEOUT"
+
+
+def test_link_and_unlink_are_serialised(peers: Peers) -> None:
+    """Unlink waits for a running pull, and whoever links with another meanwhile waits for it."""
+    one, two, consumer = three(peers)
+    table = rank_table(two.rank(), consumer.rank())
+    with one.paused():
+        started = time.monotonic()
+        consumer.call("start", "slow", "pull", 1, 1, [0], [0])
+        wait_until(consumer, f"{ENTITY}.lock.locked()")
+        consumer.call("start", "unlink", "do", "unlink", 1)
+        wait_until(consumer, "dd._engine._links._linking.locked()")
+        consumer.call("link", "again", {2: 0, 3: 1}, table)
+        assert time.monotonic() - started > SLOW / 2
+    assert consumer.call("finish", "slow")[0][0] == "LLM_TIMEOUT"
+    assert consumer.call("finish", "unlink")[0][0] == "result"
+
+
 def test_pushes_are_serialised_over_all_peers(peers: Peers) -> None:
     one, _, consumer = three(peers)
     with one.paused():
         started = time.monotonic()
         consumer.call("start", "slow", "push", 1, 1, [0], [0])
-        while not consumer.call("run", "dd._engine._pushing.locked()"):
-            assert time.monotonic() < started + 5
+        wait_until(consumer, "dd._engine._pushing.locked()")
         consumer.call("push", 2, 1, [0], [0])
         assert time.monotonic() - started > SLOW / 2
     assert consumer.call("finish", "slow")[0][0] == "LLM_TIMEOUT"

@@ -7,10 +7,13 @@ each other's registered memory over TCP, served by background threads of the own
 transport obeys the twin's fabric state (native/fabric.py) and a scenario's faults in the KV
 (native/faults.py).
 
-Not here: the mode of version 1 (KvCacheManager, KvCache, Tensor, TensorDesc), memory pools
-(allocate_*), pushes to raw addresses (TransferConfig), remap_registered_memory. Other than
-hardware: a paused owner (SIGSTOP) does not serve, memory needs no alignment, a peer that died or
-unlinked is noticed at once (LLM_FAILED) where RDMA may take until the time limit.
+Not here: the mode of version 1 (KvCacheManager, KvCache, Tensor, TensorDesc; `init` without
+llm.EnableCacheManager=1 is LLM_PARAM_INVALID), memory pools (allocate_*), pushes to raw addresses
+(TransferConfig), remap_registered_memory. Limits that CANN documents and does not check are not
+checked (240 addresses, 50 GB); those that differ by version are those of 8.5. A link is tried
+until its time is up, whatever llm.LinkRetryCount says. Other than hardware: a paused owner
+(SIGSTOP) does not serve, memory needs no alignment, a peer that died or unlinked is noticed at
+once (LLM_FAILED) where RDMA may take until the time limit.
 """
 
 from __future__ import annotations

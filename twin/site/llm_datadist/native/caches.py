@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from llm_datadist.native.errors import NativeError, refuse_if
@@ -15,6 +15,7 @@ from llm_datadist.status import LLMStatusCode
 
 TABLE_LIMIT = 1024 * 1024  # bytes, serialised
 NO_ID = 2**64 - 1
+_NO_KEY = (NO_ID, NO_ID, NO_ID)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Key:
 
     @property
     def name(self) -> tuple[int, int, int]:
+        """What tables list it by: a batch without any id has a place, and is never found."""
+        if not self.blocks and self.req_id == self.prefix_id == NO_ID:
+            return _NO_KEY
         return self.req_id, self.prefix_id, self.model_id
 
 
@@ -51,6 +55,11 @@ class CacheEntry:
     @property
     def num_blocks(self) -> int:
         return self.batches if self.is_blocks else 0
+
+    def without(self, keys: Collection[tuple[int, int, int]]) -> CacheEntry:
+        """Without these keys; their places stay, so that the others keep their batches."""
+        kept = tuple(_NO_KEY if key in keys else key for key in self.keys)
+        return replace(self, keys=kept)
 
     @classmethod
     def checked(
@@ -96,11 +105,16 @@ class CacheTable:
         return next(self._ids)
 
     def add(self, entry: CacheEntry) -> None:
+        """Nobody refuses a key that is in use: a blocks cache takes it over for good, of batches
+        the one that had it first keeps it.
+        """
         with self._lock:
-            taken = {key for other in self._entries.values() for key in other.keys}
-            refuse_if(taken & set(entry.keys), f"cache key {entry.keys} exists already")
-            refuse_if(len(entry.keys) > entry.batches, "more cache keys than batches")
-            entries = self._entries | {entry.cache_id: entry}
+            entries = dict(self._entries)
+            if entry.is_blocks:
+                entries = {i: old.without(entry.keys) for i, old in entries.items()}
+            else:
+                entry = entry.without([key for old in entries.values() for key in old.keys])
+            entries[entry.cache_id] = entry
             if entry.remote_accessible:
                 size = len(_serialised(entries.values()))
                 refuse_if(size > TABLE_LIMIT, f"cache table of {size} bytes: limit {TABLE_LIMIT}")
@@ -120,14 +134,6 @@ class CacheTable:
                 for address in entry.addresses:
                     sizes[address] = max(entry.tensor_bytes, sizes.get(address, 0))
             self._regions = {address: memory(address, size) for address, size in sizes.items()}
-
-    def remove_key(self, name: tuple[int, int, int]) -> None:
-        """Forget a key; its place stays, so that the other keys keep their batches."""
-        with self._lock:
-            for cache_id, entry in self._entries.items():
-                if name in entry.keys:
-                    keys = tuple((NO_ID, NO_ID, NO_ID) if k == name else k for k in entry.keys)
-                    self._entries[cache_id] = replace(entry, keys=keys)
 
     def get(self, cache_id: int) -> CacheEntry:
         entry = self._entries.get(cache_id)
@@ -168,7 +174,8 @@ class RemoteTable:
             addresses = tuple(fields.pop("addresses"))
             entry = CacheEntry(addresses=addresses, keys=keys, **fields)
             self._by_id[entry.cache_id] = entry
-            self._by_name |= {key: (entry, batch) for batch, key in enumerate(entry.keys)}
+            named = {key: (entry, batch) for batch, key in enumerate(entry.keys)}
+            self._by_name |= {key: place for key, place in named.items() if key != _NO_KEY}
 
     def find(self, key: Key) -> tuple[CacheEntry, int]:
         """The cache that `key` names and the batch in it; LLM_KV_CACHE_NOT_EXIST if none."""
@@ -177,7 +184,7 @@ class RemoteTable:
             found = (entry, key.batch_index) if entry else None
         else:
             found = self._by_name.get(key.name)
-        if found is None or key.name == (NO_ID, NO_ID, NO_ID):
+        if found is None:
             raise NativeError(
                 LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
                 f"cluster {key.cluster_id} had no cache {key} when its table was read",

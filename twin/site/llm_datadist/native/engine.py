@@ -169,9 +169,10 @@ class Engine:
         with self._call():
             self._caches.remove(cache_id)
 
-    def remove_key(self, key: Key) -> None:
+    def leave_as_it_is(self) -> None:
+        """What CANN does when a registered cache is deallocated, or its key removed."""
         with self._call():
-            self._caches.remove_key(key.name)
+            pass
 
     def copy_blocks(self, cache_id: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks (from, to) within a cache."""

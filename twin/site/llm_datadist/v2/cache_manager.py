@@ -144,10 +144,10 @@ class CacheManager:
             self._engine.unregister(cache_id)
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
-        """Nobody can pull by this key any more; an unknown one is no error."""
+        """Of a cache that was allocated: nothing here, as in CANN for a registered one."""
         check_isinstance("cache_key", cache_key, CacheKey)
         with native_call("remove_cache_key", f"cache_key = {cache_key}"):
-            self._engine.remove_key(_native_key(cache_key))
+            self._engine.leave_as_it_is()
 
     def allocate_blocks_cache(
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
@@ -163,13 +163,32 @@ class CacheManager:
         check_isinstance("cache_keys", cache_keys, [list, tuple], CacheKey)
         raise _no_pool()
 
+    def deallocate_blocks_cache(self, cache: Cache) -> None:
+        """The handle forgets its addresses; a registered cache stays registered."""
+        self._deallocate("deallocate_blocks_cache", cache, is_blocks=True)
+
+    def deallocate_cache(self, cache: Cache) -> None:
+        """As `deallocate_blocks_cache`, of a cache of batches."""
+        self._deallocate("deallocate_cache", cache, is_blocks=False)
+
+    def _deallocate(self, call: str, cache: Cache, *, is_blocks: bool) -> None:
+        check_isinstance("cache", cache, Cache)
+        kind = "should" if is_blocks else "can not"
+        require(
+            cache.is_blocks_cache == is_blocks,
+            f"param check failed, cache {kind} be blocks cache.",
+        )
+        with native_call(call, f"cache_id = {cache.cache_id}"):
+            self._engine.leave_as_it_is()
+        cache.forget_addresses()
+
     # Pull and push
 
     def pull_blocks(
         self,
         src_cache_key: AnyKey,
         dst_cache: Cache,
-        src_blocks: Blocks | None = (),
+        src_blocks: Blocks = (),
         dst_blocks: Blocks = (),
         **kwargs: Any,
     ) -> None:
@@ -188,22 +207,22 @@ class CacheManager:
         require(len(dst_blocks) > 0, "dst_blocks can not be empty.")
         per_layer = _tensors_per_layer("pull_blocks", kwargs, dst_cache)
         if isinstance(src_cache_key, BlocksCacheKey):
-            require(src_blocks, "src_blocks can not be empty.")
+            require(len(src_blocks) > 0, "src_blocks can not be empty.")
         else:
             if isinstance(src_cache_key, CacheKey):
                 _check_cache_key(src_cache_key)
             require(
-                not src_blocks,
+                len(src_blocks) == 0,
                 "src_blocks should be empty when src_cache_key is not instance of BlocksCacheKey.",
             )
         source, target = _tensor_ranges(kwargs, per_layer)
-        _check_block_ids(src_blocks or ())
+        _check_block_ids(src_blocks)
         _check_block_ids(dst_blocks)
         with native_call("pull_blocks", f"src_cache_key = {src_cache_key}"):
             self._engine.pull(
                 dst_cache.cache_id,
                 _native_key(src_cache_key),
-                src_blocks or (),
+                src_blocks,
                 dst_blocks,
                 source,
                 target,
@@ -365,6 +384,8 @@ class CacheManager:
         )
         kind = LayerSynchronizer
         check_isinstance("layer_synchronizer", layer_synchronizer, kind, allow_none=False)
+        if not self._remote_accessible:
+            raise TypeError("transfer_configs only support TransferConfig, which is not here.")
         check_isinstance(
             "transfer_configs",
             transfer_configs,

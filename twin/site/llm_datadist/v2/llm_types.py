@@ -193,6 +193,10 @@ class Cache:
     def tensor_addrs(self) -> list[int]:
         return self._tensor_addrs
 
+    def forget_addresses(self) -> None:
+        """What deallocating does to the handle."""
+        self._tensor_addrs = []
+
     @property
     def is_blocks_cache(self) -> bool:
         return self._is_blocks_cache
