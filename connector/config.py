@@ -89,7 +89,9 @@ def _checked(key: str, value: Any, default: Any) -> Any:
 
 
 def _is_address(item: Any) -> bool:
-    return isinstance(item, str) and re.fullmatch(r".+:\d{1,5}", item) is not None
+    if not isinstance(item, str) or re.fullmatch(r".+:\d{1,5}", item) is None:
+        return False
+    return 0 < int(item.rpartition(":")[2]) < 65536
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,20 @@ _TYPES = {
 }
 
 
+def beyond_limits(groups: Sequence[Sequence[Part]]) -> list[str]:
+    """In words, which documented limits caches exceed that registering does not check."""
+    tensors = [part.tensor for group in groups for part in group]
+    problems = []
+    if len(tensors) > MAX_ADDRESSES:
+        problems.append(
+            f"{len(tensors)} KV tensors exceed the documented limit of {MAX_ADDRESSES} "
+            "registered addresses"
+        )
+    if any(t.device.type == "npu" and t.data_ptr() % ALIGNMENT for t in tensors):
+        problems.append("KV tensors are not aligned to 2 MiB: links over HCCS may fail")
+    return problems
+
+
 class DataDist:
     """One process's `LLMDataDist` with its registered caches."""
 
@@ -61,17 +75,10 @@ class DataDist:
 
     def register(self, groups: Sequence[Sequence[Part]]) -> None:
         """Register each group as one blocks cache; its index is the `model_id` on both sides."""
-        addresses = sum(len(group) for group in groups)
-        if addresses > MAX_ADDRESSES:
-            logger.warning(
-                "%d KV tensors exceed the documented limit of %d registered addresses",
-                addresses,
-                MAX_ADDRESSES,
-            )
+        for problem in beyond_limits(groups):
+            logger.warning(problem)
         for model_id, group in enumerate(groups):
             first = group[0].tensor
-            if first.device.type == "npu" and any(p.tensor.data_ptr() % ALIGNMENT for p in group):
-                logger.warning("KV tensors are not aligned to 2 MiB: links over HCCS may fail")
             # Whole blocks are copied, so an unknown type may be described as bytes.
             name = _TYPES.get(first.dtype)
             shape = list(first.shape)

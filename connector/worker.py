@@ -144,6 +144,7 @@ class PrefillWorker(Worker):
         self._listener.start(self._answer)
         self._last_step: Step | None = None
         self._reported = 0.0
+        self._refused: dict[int, str] = {}  # by cluster; the listener's thread alone
 
     def _close(self) -> None:
         if hasattr(self, "_listener"):
@@ -178,13 +179,14 @@ class PrefillWorker(Worker):
         if refused is None:
             if hello.fresh:
                 self._links.request(hello.agent, hello.session)
-        else:
+        elif self._refused.get(hello.agent.cluster_id) != refused:  # once: it asks every second
             logger.error(
                 "KV link refused to %s device %s: %s",
                 hello.agent.server_id,
                 hello.agent.device_id,
                 refused,
             )
+        self._refused[hello.agent.cluster_id] = refused or ""
         linked = refused is None and self._links.has(hello.agent.cluster_id, hello.session)
         return HelloReply(self.agent, self._incarnation, self.tp_size, self.layout, linked, refused)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import multiprocessing
 import os
 import socket
@@ -36,13 +37,24 @@ HOST = f"127.77.{os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw')
 BLOCKS = 32
 BLOCK_SIZE = 16
 LAYERS = 3
+ALIGNMENT = 2 * 1024 * 1024  # bytes
 
 
 def make_caches(form: str, heads: int = 2) -> dict[str, Any]:
-    """KV caches as the backends give them, zeroed."""
+    """KV caches as the backends give them, zeroed.
+
+    `…-aligned`: each tensor begins at a multiple of 2 MiB inside a larger one, as vllm-ascend has
+    it on NPUs.
+    """
+    form, _, aligned = form.partition("-")
 
     def zeros(*shape: int) -> torch.Tensor:
-        return torch.zeros(*shape, dtype=torch.float32)
+        if not aligned:
+            return torch.zeros(*shape, dtype=torch.float32)
+        size = math.prod(shape)
+        room = torch.zeros(size + ALIGNMENT // 4, dtype=torch.float32)
+        start = -room.data_ptr() % ALIGNMENT // 4
+        return room[start : start + size].view(shape)
 
     def layer() -> Any:
         if form == "ascend":
@@ -83,6 +95,7 @@ class Rank:
         handler = logging.Handler()
         handler.emit = lambda record: self._log.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("vllm.connector").addHandler(handler)
+        logging.getLogger("vllm.connector").setLevel(logging.INFO)
         self._caches = make_caches(setup.form)
         self._tensors = [
             tensor
@@ -101,7 +114,7 @@ class Rank:
             port=setup.port,
             model=setup.model,
             kv_heads=setup.kv_heads,
-            mla=setup.form == "mla",
+            mla=setup.form.startswith("mla"),
             block_size=setup.block_size,
             num_blocks=BLOCKS,
         )
@@ -137,6 +150,26 @@ class Rank:
             ).hexdigest()
             for block in blocks
         ]
+
+    def registered(self) -> list[tuple[list[int], list[int], int]]:
+        """Of each registered cache its shape, which of the tensors it has, in order, and how many
+        of them a layer has.
+        """
+        places = {tensor.data_ptr(): place for place, tensor in enumerate(self._tensors)}
+        return [
+            (
+                list(cache.cache_desc.shape),
+                [places[address] for address in cache.tensor_addrs],
+                options.get("tensor_num_per_layer", 2),
+            )
+            for cache, options in self._worker.datadist._caches
+        ]
+
+    def misaligned(self) -> list[int]:
+        """Registered addresses that are no multiples of 2 MiB."""
+        caches = [cache for cache, _ in self._worker.datadist._caches]
+        addresses = [address for cache in caches for address in cache.tensor_addrs]
+        return [address for address in addresses if address % ALIGNMENT]
 
     def announce(self, run: str, holds: dict[str, int]) -> None:
         self._worker.begin_step(Step(run, idle=True, holds=holds))

@@ -13,9 +13,10 @@ def section(heading: str) -> str:
     return text.partition(f"# {heading}\n")[2].partition("\n#")[0]
 
 
-def rows(heading: str) -> list[list[str]]:
-    """Cells of the section's table, without its head."""
-    lines = [line for line in section(heading).splitlines() if line.startswith("|")]
+def rows(heading: str, of: str = "") -> list[list[str]]:
+    """Cells of the section's first table whose head has the words `of`, without the head."""
+    tables = re.findall(r"^\|.*(?:\n\|.*)*", section(heading), re.MULTILINE)
+    lines = next(table.splitlines() for table in tables if of in table.splitlines()[0])
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 

@@ -22,7 +22,9 @@ from connector.ranktable import Agent
 
 
 class TestPull:
-    @pytest.mark.parametrize("form", ["ascend", "mla", "cpu", "stacked"])
+    @pytest.mark.parametrize(
+        "form", ["ascend", "ascend-aligned", "mla", "mla-aligned", "cpu", "stacked"]
+    )
     def test_blocks_arrive_where_they_belong(self, start: Start, port: int, form: str) -> None:
         p, d = start("prefill", form=form), start("decode", form=form)
         p.fill(1)
@@ -91,6 +93,31 @@ class TestPull:
         assert p.results().sent == set(), "rank 1 has not pulled yet"
         assert load(ds[1], plan(port)) == set()
         assert freed(p) == {"p-1"}
+
+
+class TestRegistration:
+    """Each cache: shape, tensors in order (K0, V0, K1, V1, …), tensors in a layer."""
+
+    @pytest.mark.parametrize(
+        ("form", "registered"),
+        [
+            ("ascend", [([32, 16, 2, 8], [0, 1, 2, 3, 4, 5], 2)]),
+            ("mla", [([32, 16, 1, 24], [0, 2, 4], 2), ([32, 16, 1, 8], [1, 3, 5], 2)]),
+            ("cpu", [([32, 2, 16, 16], [0, 1, 2], 1)]),
+            ("stacked", [([32, 256], [0, 1, 2, 3, 4, 5], 2)]),
+        ],
+    )
+    def test_tensors_of_one_shape_are_one_cache(
+        self, start: Start, form: str, registered: list[Any]
+    ) -> None:
+        assert start("prefill", form=form).registered() == registered
+
+    @pytest.mark.parametrize("form", ["ascend", "mla"])
+    def test_aligned_tensors_are_registered_where_they_lie(self, start: Start, form: str) -> None:
+        """Not where the larger tensor begins that each of them lies in."""
+        plain, aligned = start("prefill", form=form), start("decode", form=f"{form}-aligned")
+        assert aligned.registered() == plain.registered()
+        assert aligned.misaligned() == []
 
 
 class TestRefusal:
@@ -351,6 +378,28 @@ def test_links_are_made_before_any_request(start: Start, port: int) -> None:
     until(lambda: d.metrics("pd_kv_link_up") == 0)
     p = start("prefill")
     until(lambda: p.metrics("pd_kv_link_up") == 1)
+
+
+def test_a_refused_link_is_said_once_and_tried_on(start: Start, port: int) -> None:
+    """Neither engine ends, and neither fills its log."""
+    peers = {"prelink": True, "prelink_peers": [f"{HOST}:{port}"]}
+    p, d = start("prefill", model="another"), start("decode", extra=peers)
+    until(lambda: "model differs" in d.log())
+    time.sleep(0.7)  # more heartbeats, of 0.2 s each
+    assert (p.log().count("model differs"), d.log().count("model differs")) == (1, 1)
+    assert d.counts("pd_kv_link_up", "cluster") == {}
+    p.kill()
+    start("prefill")
+    until(lambda: d.metrics("pd_kv_link_up") == 1)
+
+
+@pytest.mark.parametrize(("tp_size", "words"), [(1, "has 2 prefill devices"), (2, "127.0.0.1:{}")])
+def test_without_prelink_peers_a_server_with_as_many_devices_is_taken_for_one_instance(
+    start: Start, port: int, tp_size: int, words: str
+) -> None:
+    """The rank table has two prefill devices at 127.0.0.1; nobody listens there."""
+    d = start("decode", tp_size=tp_size, extra={"prelink": True})
+    until(lambda: words.format(port + tp_size) in d.log())
 
 
 def test_metrics_file(start: Start, port: int, tmp_path: Path) -> None:
