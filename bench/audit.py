@@ -1,35 +1,47 @@
-"""What the audit adds to a request: two pairs of prefiller and decoder, alternating.
+"""What `audit=sample` adds to a request: measured end to end, and by clocks inside.
 
-    python bench/audit.py [--level sample] [--requests 200]
+    python bench/audit.py [--requests 150]
 
-One twin with two pairs, equal but for the audit: off at the first, `--level` at the second.
-Every prompt goes through both, one right after the other, in changing order, so that other
-load strikes both alike. A figure is the median over the prompts of the difference of the two,
-against the median time of the pair without audit; its 95 % interval is from resampling.
-`own` is the time that the audit itself took for digests, by its own clock, per request: in
-threads of their own, so a bound of what it adds where cores are free.
+`sample` takes one request in 16, chosen by its id, so one running pair of engines serves both
+kinds: the same processes, the same minute. Requests go in pairs of one that the audit leaves out
+and one that it takes, in changing order, and
+
+end to end  is the median of the pairs' differences, with a 95 % interval from resampling; a
+            request pays a sixteenth of it on average
+clock       is what must be waited for: at a decoder a taken request waits for its digests (the
+            audit writes down how long they took); a sixteenth of that; and the few calls that
+            the audit adds to every step of both engines, taken or not, timed here on its own
+            classes. The prefiller's digests run beside the transfer and delay no answer, but
+            they need a core: column `P digests`
+
+The figure to hold against 3 % is the larger of both `added`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import pickle
 import random
 import statistics
 import sys
+import tempfile
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+from connector.audit import SAMPLED_OF, AuditMetadata, AuditSettings, AuditWorker
+from connector.scheduler import StepMetadata
 from pd_validate.session import Session
-from pd_validate.spec.plan import launch_plan
 from twin.cluster import TwinCluster
 
-CLUSTER = Path(__file__).parent / "twin-2p2d.yaml"
-OFF, ON = ("prefill-1", "decode-1"), ("prefill-2", "decode-2")
+CLUSTER = Path(__file__).parent / "twin-audit.yaml"
+SAMPLE = AuditSettings("sample", tempfile.gettempdir(), "bench")
 LENGTHS = (200, 600, 1500)  # prompt tokens
 TOKENS = 16  # generated
-WARM = 2  # requests that do not count: they fill caches
+STEPS = TOKENS + 8  # of both engines for one request: prefill, waiting for the load, one a token
+WARM = 3  # pairs that do not count: they fill caches
 
 
 class Silent:
@@ -42,69 +54,125 @@ class Silent:
     def fail(self, host: str, why: str) -> None: ...
 
 
-def measure(session: Session, length: int, requests: int) -> list[tuple[float, float]]:
-    """Seconds without and with the audit, prompt by prompt."""
+def request_ids(*, taken: bool) -> Iterator[str]:
+    """Ids of requests that the audit takes, or leaves out."""
+    while True:
+        name = f"bench-{uuid.uuid4().hex[:12]}"
+        if SAMPLE.covers(engine_id(name)) == taken:
+            yield name
+
+
+def engine_id(name: str) -> str:
+    """What vLLM makes of X-Request-Id, and the audit goes by."""
+    return f"cmpl-{name}-0"
+
+
+def measure(
+    session: Session, length: int, requests: int
+) -> tuple[list[tuple[float, float]], set[str]]:
+    """Seconds of a request that is left out and one that is taken, pair by pair; ids of these."""
     service = session.topology().service
     chance = random.Random(length)
+    names = {taken: request_ids(taken=taken) for taken in (False, True)}
     pairs: list[tuple[float, float]] = []
+    counted: set[str] = set()
     for number in range(requests + WARM):
-        prompt = [chance.randint(33, 90) for _ in range(length)]
-        seconds: dict[tuple[str, str], float] = {}
-        for pair in (OFF, ON) if number % 2 else (ON, OFF):
-            prefiller, decoder = pair
+        seconds: dict[bool, float] = {}
+        for taken in (False, True) if number % 2 else (True, False):
+            name = next(names[taken])
+            prompt = [chance.randint(33, 90) for _ in range(length)]
             started = time.perf_counter()
             answer = service.disaggregate(
-                prefiller, decoder, prompt, max_tokens=TOKENS, ignore_eos=True
+                "prefill-1",
+                "decode-1",
+                prompt,
+                request_id=name,
+                max_tokens=TOKENS,
+                ignore_eos=True,
             )
-            seconds[pair] = time.perf_counter() - started
+            seconds[taken] = time.perf_counter() - started
             if not answer.ok:
-                raise RuntimeError(f"{decoder} answered {answer.status}: {answer.error[:200]}")
+                raise RuntimeError(f"status {answer.status}: {answer.error[:200]}")
+            if taken and number >= WARM:
+                counted.add(engine_id(name))
         if number >= WARM:
-            pairs.append((seconds[OFF], seconds[ON]))
-    return pairs
+            pairs.append((seconds[False], seconds[True]))
+    return pairs, counted
 
 
-def own_seconds(session: Session) -> float:
-    """What all digests so far took, on both sides."""
-    lines = session.topology().traces().splitlines()
-    return sum(float(json.loads(line)["digest_seconds"]) for line in lines)
+def digest_seconds(session: Session, counted: set[str], phase: str) -> float:
+    """Median of what the digests of these requests took at one side, by the audit's clock."""
+    records = [json.loads(line) for line in session.topology().traces().splitlines()]
+    found = [
+        float(record["digest_seconds"])
+        for record in records
+        if record["remote_request"] in counted and record["phase"] == phase
+    ]
+    if len(found) != len(counted):
+        raise RuntimeError(f"{len(counted)} requests were taken, {len(found)} were {phase}")
+    return statistics.median(found)
 
 
-def added(pairs: list[tuple[float, float]]) -> float:
-    """Median difference, as a share of the median time without audit."""
-    base = statistics.median(off for off, _ in pairs)
-    return statistics.median(on - off for off, on in pairs) / base
+def step_seconds(rounds: int = 2000) -> float:
+    """What the audit adds to an engine's step in which it has nothing to do.
+
+    Its metadata travels around the connector's own, and its worker is asked twice.
+    """
+    plain = StepMetadata("run", idle=False)
+    with tempfile.TemporaryDirectory() as directory:
+        worker = AuditWorker(AuditSettings("sample", directory, "bench"), [], 16, 0)
+        spent: list[float] = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            pickle.loads(pickle.dumps(plain))
+            base = time.perf_counter() - started
+            started = time.perf_counter()
+            metadata = pickle.loads(pickle.dumps(AuditMetadata(plain)))
+            worker.begin_step(metadata)
+            worker.results(set(), set(), set(), set())
+            spent.append(time.perf_counter() - started - base)
+        worker.close()
+    return statistics.median(spent)
+
+
+def difference(pairs: list[tuple[float, float]]) -> float:
+    """Median of what a taken request took longer, in seconds."""
+    return statistics.median(taken - left for left, taken in pairs)
 
 
 def interval(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """95 % of `difference`, by resampling."""
     chance = random.Random(1)
-    drawn = sorted(added(chance.choices(pairs, k=len(pairs))) for _ in range(400))
-    return drawn[10], drawn[389]
+    drawn = sorted(difference(chance.choices(pairs, k=len(pairs))) for _ in range(1000))
+    return drawn[25], drawn[974]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--level", default="sample", choices=["off", "sample", "full"])
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=150, help="pairs for each length")
     arguments = parser.parse_args()
+    steps = STEPS * step_seconds()
+    print(f"Calls of the audit in {STEPS} steps of both engines: {1e3 * steps:.2f} ms a request\n")
     with TwinCluster.start(CLUSTER) as twin:
-        session = Session(twin.cluster, audit="off", progress=Silent())
-        audited = launch_plan(twin.cluster, run_dirs=session.run_dirs, audit=arguments.level)
-        mixed = dict(session.plan.instances) | {name: audited.instances[name] for name in ON}
-        session.plan = dataclasses.replace(session.plan, instances=mixed)
+        session = Session(twin.cluster, audit="sample", progress=Silent())
         try:
-            print("| prompt tokens | requests | off, ms | added, ms | added | 95 % | own, ms |")
-            print("|---|---|---|---|---|---|---|")
+            print(
+                "| prompt tokens | pairs | left out, ms | taken: end to end, ms | 95 % "
+                "| D digests, ms | P digests, ms | added, end to end | added, clock |"
+            )
+            print("|---|---|---|---|---|---|---|---|---|")
             for length in LENGTHS:
-                before = own_seconds(session)
-                pairs = measure(session, length, arguments.requests)
-                own = (own_seconds(session) - before) / (arguments.requests + WARM)
-                base = statistics.median(off for off, _ in pairs)
-                low, high = interval(pairs)
+                pairs, counted = measure(session, length, arguments.requests)
+                base = statistics.median(left for left, _ in pairs)
+                longer, (low, high) = difference(pairs), interval(pairs)
+                decoder = digest_seconds(session, counted, "received")
+                prefiller = digest_seconds(session, counted, "produced")
+                shares = [(steps + part / SAMPLED_OF) / base for part in (longer, decoder)]
                 print(
-                    f"| {length} | {len(pairs)} | {1e3 * base:.1f} "
-                    f"| {1e3 * base * added(pairs):+.2f} | {100 * added(pairs):+.1f} % "
-                    f"| {100 * low:+.1f} … {100 * high:+.1f} % | {1e3 * own:.2f} |",
+                    f"| {length} | {len(pairs)} | {1e3 * base:.1f} | {1e3 * longer:+.2f} "
+                    f"| {1e3 * low:+.2f} … {1e3 * high:+.2f} | {1e3 * decoder:.2f} "
+                    f"| {1e3 * prefiller:.2f} "
+                    f"| {100 * shares[0]:+.2f} % | {100 * shares[1]:+.2f} % |",
                     flush=True,
                 )
         finally:
