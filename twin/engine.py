@@ -70,12 +70,11 @@ def middleware(env: Mapping[str, str]) -> list[str]:
 
 
 # What the CPU backend of vLLM before 0.11 needs: memory in GiB (mapped, not touched), no
-# binding of threads for up to eight ranks, no compiler, no kernels that want AMX, and workers
-# that sleep when there is nothing to do.
+# binding of threads for up to eight ranks, no kernels that want AMX, and workers that sleep
+# when there is nothing to do.
 _OLD_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "|".join(["all"] * 8),
-    "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_SGL_KERNEL": "0",
     "VLLM_SLEEP_WHEN_IDLE": "1",
 }
@@ -93,6 +92,9 @@ def environment(env: Mapping[str, str], *, old: bool = False) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": env.get("VLLM_WORKER_MULTIPROC_METHOD", "fork"),
+        # Some layers compile themselves even with --enforce-eager, in every worker anew.
+        "TORCH_COMPILE_DISABLE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         **(_OLD_ENVIRONMENT if old else {}),
@@ -124,7 +126,11 @@ def main() -> None:
     os.nice(5)
     address = os.environ.get("TWIN_HOST_ADDRESS", "127.0.0.1")
     old = before_0_11(metadata.version("vllm"))
-    os.environ.update(environment(os.environ, old=old))
+    for name, value in environment(os.environ, old=old).items():
+        # A rewritten variable moves, and vLLM finds the command line, where a forked process
+        # writes its title, by the first variables behind it.
+        if os.environ.get(name) != value:
+            os.environ[name] = value
     sys.path[:0] = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if path]
     sys.argv = ["vllm", *adapt(sys.argv[1:], address, middleware(os.environ), old=old)]
     from vllm.entrypoints.cli.main import main as vllm  # after the environment is set

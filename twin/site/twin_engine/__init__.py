@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from .faults import arm
+from .forking import keep_start_method
 
 # A reader of vLLM's shared-memory queue spins this long (seconds) before it sleeps on
 # a socket. The stock 1 s lets the workers of three engines starve a two-core machine.
@@ -35,6 +36,7 @@ def register() -> None:
     if hasattr(shm_broadcast, "SpinCondition"):
         _limit_spinning()
         _map_experts()
+        keep_start_method()
     else:  # before 0.11
         from . import guide
 
