@@ -186,6 +186,13 @@ def open_cluster(options: Options, undo: ExitStack | None = None) -> Cluster:
         raise LabError(f"the twin does not start: {error}") from error
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.stash.get(_RUN, None) is not None:
+        from pd_validate.report.allure import begin_results  # heavy, and loaded by now
+
+        begin_results()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_OWNED, None)
     if run is not None:

@@ -41,7 +41,14 @@ from pd_validate.findings import Finding, Severity, Where, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
 from pd_validate.hosts.fleet import in_parallel
 from pd_validate.hosts.remote import RemoteHost
-from pd_validate.hosts.supervisor import RemoteSupervisor, RunInfo, open_all, survey, way_out
+from pd_validate.hosts.supervisor import (
+    RemoteSupervisor,
+    RunInfo,
+    lock_of,
+    open_all,
+    survey,
+    way_out,
+)
 from pd_validate.quarantine import Quarantine, load_quarantine
 from pd_validate.ranktable import DeviceAddress, describe, generate, render
 from pd_validate.report.record import RequestTiming, RunRecord
@@ -233,7 +240,7 @@ class Session:
         """The living runs that hold hosts, by host; of hosts that answer."""
 
         def look(host: str) -> RunInfo | None:
-            lock = survey(self.commands[host], str(self.cluster.workdir_of(host))).lock
+            lock = lock_of(self.commands[host], str(self.cluster.workdir_of(host)))
             return lock.run if lock is not None and lock.held else None
 
         found = in_parallel({host: partial(look, host) for host in facts.hosts})

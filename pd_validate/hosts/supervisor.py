@@ -173,6 +173,15 @@ def survey(
     )
 
 
+def lock_of(host: RemoteHost, workdir: str) -> LockFound | None:
+    """The lock of a host, as `survey` finds it, but without starting Python where there is none."""
+    try:
+        host.get(f"{workdir}/lock")
+    except FileNotFoundError:
+        return None
+    return survey(host, workdir).lock
+
+
 def clean(host: RemoteHost, workdir: str, run_id: str) -> tuple[str, ...]:
     """End and remove what a dead run left on a host. Returns the commands that were ended.
 

@@ -24,6 +24,7 @@ from pd_validate.report.words import capped
 try:
     import allure
 
+    from pd_validate.report.allure_fixtures import leave_out_silent_fixtures
     from pd_validate.report.allure_steps import add_steps
 except ImportError:  # the results are then simply not written
     allure = None
@@ -48,6 +49,12 @@ class Kind(StrEnum):
     JSON = "JSON"
     HTML = "HTML"
     SVG = "SVG"
+
+
+def begin_results() -> None:
+    """Once Allure's plugin is at work, in each process that runs tests."""
+    if allure:
+        leave_out_silent_fixtures()
 
 
 class Story:

@@ -65,8 +65,12 @@ def test_harness():
     raise ValueError("our own mistake")
 """
 INNER_CONFTEST = """
-from pd_validate.report.allure import Story
+from pd_validate.report.allure import Story, begin_results
 from pd_validate.report.redact import Redactor
+
+
+def pytest_sessionstart():
+    begin_results()
 
 
 def pytest_sessionfinish():
@@ -76,6 +80,34 @@ def pytest_sessionfinish():
 """
 
 
+FIXTURES = """
+import time
+
+import pytest
+
+
+@pytest.fixture
+def silent():
+    pass
+
+
+@pytest.fixture
+def slow():
+    time.sleep(0.15)
+
+
+@pytest.fixture
+def broken():
+    raise ValueError("no such host")
+
+
+def test_both(silent, slow):
+    pass
+
+
+def test_neither(broken):
+    pass
+"""
 # Two hosts that started a container each; the second of three engines does not come up.
 STEPS = """
 import pytest
@@ -104,12 +136,16 @@ def test_topology(topology):
 """
 
 
+NAMES = ("inner", "steps", "fixtures")
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """An allure-results directory of a real run."""
     directory = tmp_path_factory.mktemp("inner")
     (directory / "test_inner.py").write_text(INNER)
     (directory / "test_steps.py").write_text(STEPS)
+    (directory / "test_fixtures.py").write_text(FIXTURES)
     (directory / "conftest.py").write_text(INNER_CONFTEST)
     command = [
         sys.executable,
@@ -122,7 +158,7 @@ def results(tmp_path_factory):
         "no:cacheprovider",
     ]
     done = subprocess.run(
-        [*command, "--alluredir", "allure-results", "test_inner.py", "test_steps.py"],
+        [*command, "--alluredir", "allure-results", *(f"test_{n}.py" for n in NAMES)],
         cwd=directory,
         env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -130,7 +166,7 @@ def results(tmp_path_factory):
         timeout=60,
         check=False,
     )
-    assert "3 failed, 2 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert "3 failed, 3 passed, 1 skipped, 1 error" in done.stdout, done.stdout + done.stderr
     return directory / "allure-results"
 
 
@@ -174,6 +210,8 @@ def test_product_fails_and_lab_breaks(by_name):
         "test_lab": "broken",
         "test_harness": "broken",
         "test_topology": "passed",
+        "test_both": "passed",
+        "test_neither": "broken",
     }
 
 
@@ -188,15 +226,18 @@ def test_steps_nest_and_attachments_are_capped_and_redacted(by_name, results):
     assert "characters left out" in text
 
 
-def test_bring_up_is_told_below_its_fixture_with_its_own_times(results):
+def fixtures_told(results):
     containers = [json.loads(path.read_text()) for path in results.glob("*-container.json")]
-    (fixture,) = [
-        before
-        for container in containers
-        for before in container.get("befores", [])
-        if before["name"] == "topology"
-    ]
-    staging, load, completion = fixture["steps"]
+    return {before["name"]: before for told in containers for before in told["befores"]}
+
+
+def test_fixtures_are_told_that_failed_took_long_or_did_something(results):
+    """Not those that only hand something over, nor a test's parameters."""
+    assert fixtures_told(results).keys() == {"slow", "broken", "topology"}
+
+
+def test_bring_up_is_told_below_its_fixture_with_its_own_times(results):
+    staging, load, completion = fixtures_told(results)["topology"]["steps"]
 
     def told(step):
         return step["name"], step["status"], step["start"], step.get("stop")
