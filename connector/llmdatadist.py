@@ -37,7 +37,7 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
     ) -> None:
         compat.init_base(self, vllm_config, role, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
-        _check(vllm_config)
+        refuse_unsupported(vllm_config)
         settings = Settings.read(transfer.kv_connector_extra_config)
         environment = Environment.read()
         self._scheduler: SchedulerHalf | None = None
@@ -136,7 +136,7 @@ class LLMDataDistConnector(KVConnectorBase_V1):  # type: ignore[misc]  # vLLM is
             self._worker.close()
 
 
-def _check(vllm_config: Any) -> None:
+def refuse_unsupported(vllm_config: Any) -> None:
     """Refuse at start what would go wrong later. Raises ConnectorConfigError."""
     role = vllm_config.kv_transfer_config.kv_role
     if role not in ROLES:

@@ -13,6 +13,7 @@ from test_connector_docs import rows
 
 from connector.config import Environment, Settings, base_port
 from connector.errors import ConnectorConfigError
+from connector.llmdatadist import refuse_unsupported
 
 RANK_TABLE = {"DISAGGREGATED_PREFILL_RANK_TABLE_PATH": "/ranktable.json"}
 
@@ -140,3 +141,24 @@ def test_ports_are_vllm_ascends(
 def test_a_role_that_is_both_prefiller_and_decoder_is_refused(engine: Any) -> None:
     with pytest.raises(ConnectorConfigError, match='kv_role must be "kv_producer"'):
         engine("kv_both")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "refused"),
+    [
+        ({}, ""),
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"decode_context_parallel_size": 2}, "decode context parallelism"),
+    ],
+)
+def test_kinds_of_parallelism_that_are_not_supported(sizes: dict[str, int], refused: str) -> None:
+    parallel = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1, **sizes}
+    config = SimpleNamespace(
+        kv_transfer_config=SimpleNamespace(kv_role="kv_producer"),
+        parallel_config=SimpleNamespace(**parallel),
+    )
+    if not refused:
+        refuse_unsupported(config)
+        return
+    with pytest.raises(ConnectorConfigError, match=f"does not support {refused}"):
+        refuse_unsupported(config)
