@@ -193,7 +193,8 @@ def run_pytest(arguments: Sequence[str]) -> tuple[int, str]:
     At the deadline it gets the time to tear down (SIGTERM).
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", *arguments],
+        # Nobody looks at Allure's page of a trial; Node takes longer for it than many a trial.
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:allure_pytest", *arguments],
         cwd=PROJECT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
