@@ -35,6 +35,7 @@ from twin.tools import ahead
 from twin.tools.state import FABRIC_FILE, hccn_conf_path
 
 SUPERPOD_SERVERS = 48  # server indexes of one superpod are 0..47
+SWITCH = "10.20.0.1"  # of a healthy fabric: everybody's gateway and detection address
 
 
 class Model(BaseModel):
@@ -246,6 +247,7 @@ class FabricState(Model):
 
     product: Product = Product.A2
     hosts: dict[str, Host]
+    switches: tuple[str, ...] = (SWITCH,)  # addresses of no NPU at which the fabric answers
     # Factor on the waits that the vendor's tools have built in: 1 s at least of a -hccs_ping,
     # 300 s for a device that is not ready.
     wait_scale: float = Field(default=1.0, ge=0)
@@ -356,8 +358,8 @@ def _healthy_device(index: int, number: int, superpod: Superpod | None) -> Devic
     device = Device(
         id=number,
         ip=f"10.20.{index + 1}.{10 + number}",
-        gateway="10.20.0.1",
-        netdetect="10.20.0.1",
+        gateway=SWITCH,
+        netdetect=SWITCH,
         mac=f"0c:4f:9b:{index // 256:02x}:{index % 256:02x}:{number:02x}",
         vnic=Vnic(ip=f"192.168.2.{199 - number}"),
         lldp=_lldp_text(port),

@@ -191,7 +191,7 @@ def _values_of(layout: Layout, owner: Owner, now: float) -> dict[str, Any]:
     values: dict[str, Any] = {
         "mainboard_id": MAINBOARD[layout["product"]],
         "link": int(up),
-        "net_health": NET_HEALTH.index(device["net_health"] or _net_health(device)),
+        "net_health": NET_HEALTH.index(device["net_health"] or _net_health(layout, owner)),
         "netdetect": device["netdetect"],
         "netdetect6": device["netdetect6"],
         "gateway": device["gateway"],
@@ -246,13 +246,17 @@ def _values_of(layout: Layout, owner: Owner, now: float) -> dict[str, Any]:
     return values
 
 
-def _net_health(device: Mapping[str, Any]) -> str:
+def _net_health(layout: Layout, owner: Owner) -> str:
     """What the device finds when it looks for its netdetect address."""
+    device = owner.device
     if device["netdetect"] in (None, "0.0.0.0"):
         return "Init"  # nothing to look for: never started
     if device["link"] != "up":
         return "Fault"
-    return "Socket fail" if device["ip"] is None else "Success"
+    if device["ip"] is None:
+        return "Socket fail"
+    path = path_from(layout, owner, device["netdetect"])
+    return "Receive timeout" if path.dead else "Success"
 
 
 def _route_table(device: Mapping[str, Any]) -> str:

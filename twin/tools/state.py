@@ -6,6 +6,7 @@ take longer to import than a tool takes to answer). The layout of ``$TWIN_STATE/
 reader needs to know):
 
     {"product": "A2" | "A3",
+     "switches": ["10.20.0.1"],           addresses of no NPU at which the fabric answers
      "wait_scale": 1.0,                   factor on the waits that are built into the tools
      "device_defaults": {...},            fields of a device that it does not state itself
      "hosts": {NAME: {
@@ -22,7 +23,8 @@ reader needs to know):
 ``$TWIN_STATE/<host>/etc/hccn.conf`` is that host's hccn.conf.
 
 Rules derived here: a packet goes from a device to an address if both links are up, both devices
-are alive, the address belongs to a device, and the subnets (or gateways) allow it; of several
+are alive, the address belongs to a device, to a switch or is the sender's gateway, and the
+subnets (or gateways) allow it; of several
 owners of one address the first that is alive answers. On A3 the dies of one host do not reach
 each other by RoCE.
 """
@@ -165,8 +167,8 @@ def path_from(layout: Layout, source: Owner, target_ip: str) -> PathState:
     target = device_of_ip(layout, target_ip)
     if target is None:
         # A switch's own address answers too; it is no device and has no rules.
-        gateways = (source.device["gateway"], source.device["netdetect"])
-        return PathState() if target_ip in gateways else PathState("no-such-address", loss=1.0)
+        switches = (source.device["gateway"], *layout["switches"])
+        return PathState() if target_ip in switches else PathState("no-such-address", loss=1.0)
     if not alive(target.device):
         return PathState("link-down", loss=1.0)
     if layout["product"] == "A3" and source.host == target.host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -226,6 +227,29 @@ def test_busy_for_a_while(a2: Twin) -> None:
     device.busy_until = 1.0
     a2.store()
     assert a2.hccn("d1", "-i 0 -link -g").exit == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        ({}, "Success"),
+        ({"netdetect": "10.20.3.16"}, "Success"),  # another NPU
+        ({"netdetect": "10.20.9.9"}, "Receive timeout"),  # nobody
+        ({"mask": "255.255.255.0"}, "Receive timeout"),  # neither it nor the gateway is near
+        ({"gateway": None}, "Success"),  # none needed
+        ({"ip": None}, "Socket fail"),
+        ({"link": "down"}, "Fault"),
+        ({"netdetect": None}, "Init"),
+    ],
+)
+def test_network_health_is_what_looking_for_the_address_gives(
+    a2: Twin, state: dict[str, Any], word: str
+) -> None:
+    for name, value in state.items():
+        setattr(a2.fabric.device("d1", 6), name, value)
+    a2.store()
+    said = a2.hccn("d1", "-i 6 -net_health -g").screen.stdout
+    assert said == f"net health status: {word}\n"
 
 
 def test_device_texts_follow_their_fields(a2: Twin) -> None:
