@@ -392,7 +392,7 @@ def port(address: str, number: int) -> Json:
             probe.bind((address, number))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                listeners = listening(number)
+                listeners = listening(address, number)
                 return dict(state, free=not listeners, holder=holder(listeners))
             return dict(state, free=None, error=os.strerror(error.errno or 0))
     return state
@@ -401,8 +401,11 @@ def port(address: str, number: int) -> Json:
 _LISTEN = "0A"  # in the state column of /proc/net/tcp
 
 
-def listening(number: int) -> set[str]:
-    """Inodes of the sockets that listen on a TCP port, at whatever address."""
+_ANY = ("0.0.0.0", "::")
+
+
+def listening(address: str, number: int) -> set[str]:
+    """Inodes of the sockets that listen on a TCP port where a server at `address` would."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -410,12 +413,22 @@ def listening(number: int) -> set[str]:
                 rows = [line.split() for line in file][1:]
         except OSError:
             continue
-        inodes |= {
-            row[9]
-            for row in rows
-            if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == number
-        }
+        for row in rows:
+            where, _, port_number = row[1].rpartition(":")
+            if row[3] == _LISTEN and int(port_number, 16) == number:
+                bound = written_address(where)
+                if address in _ANY or bound in (address, *_ANY):
+                    inodes.add(row[9])
     return inodes
+
+
+def written_address(words: str) -> str:
+    """An address of /proc/net/tcp or tcp6 (words of 32 bits in this machine's order) as text."""
+    packed = b"".join(
+        struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8)
+    )
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, packed).removeprefix("::ffff:")
 
 
 def holder(inodes: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -218,6 +219,32 @@ def test_port_in_use_names_its_process(listener: int) -> None:
 def test_port_of_another_loopback_host_is_no_clash(listener: int) -> None:
     assert collector.port("127.0.0.2", listener)["free"] is True
     assert collector.port("0.0.0.0", listener)["free"] is False
+
+
+def test_the_holder_is_who_listens_at_this_address() -> None:
+    """Another listener on the same port, at another address, is not in the way."""
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        number = ours.getsockname()[1]
+        program = (
+            "import socket, sys; s = socket.create_server(('127.0.0.2', int(sys.argv[1]))); "
+            "print(1, flush=True); sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", program, str(number)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert collector.port("127.0.0.1", number)["holder"].startswith(f"pid {os.getpid()}:")
+            assert collector.port("127.0.0.2", number)["holder"].startswith(f"pid {other.pid}:")
+            assert collector.port("127.0.0.3", number)["free"] is True
+            other.communicate()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.2", "::", "fe80::1", "::ffff:10.1.2.3"])
+def test_addresses_as_the_kernel_writes_them(address: str) -> None:
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    written = "".join(f"{word:08X}" for word in words)
+    assert collector.written_address(written) == address.removeprefix("::ffff:")
 
 
 def test_port_of_a_passing_connection_is_free(listener: int) -> None:
