@@ -147,13 +147,15 @@ def vnic_broken(device: DeviceFacts) -> bool:
 def _tool_finding(
     identifier: str, severity: Severity, where: Where, readings: list[Reading[Any]]
 ) -> Finding:
+    """Two tools that are missing are two answers; a tool that is busy says it to every query."""
     queries = listed((reading.output.command for reading in readings), limit=_SHOWN)
+    answers = dict.fromkeys(reading.detail for reading in readings)
     return Finding(
         id=identifier,
         severity=severity,
         where=where,
         expected="an answer",
-        got=f"{readings[0].detail} ({queries})",
+        got=f"{'; '.join(list(answers)[:_SHOWN])} ({queries})",
         evidence=tuple(reading.output.evidence for reading in readings[:_SHOWN]),
     )
 

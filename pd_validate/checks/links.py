@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from pd_validate.checks.view import View, device_finding, usual
-from pd_validate.facts.hosts import DeviceFacts
 from pd_validate.facts.reading import Reason
 from pd_validate.findings import Finding, Severity
 
@@ -94,22 +93,30 @@ def check_neighbour(view: View) -> Iterator[Finding]:
 
 
 def check_speed(view: View) -> Iterator[Finding]:
-    """Speed and duplex against the most common of the cluster, of ports that have a link."""
+    """Speed and duplex against the most common of the cluster, of ports that have a link.
+
+    A port that does not tell them, where others do, is not known to be well.
+    """
     told = {
-        (host.host, device.device): mode
+        (host.host, device.device): (device.speed.value, device.duplex.value)
         for host, device in view.devices
-        if device.link.value and (mode := _mode(device)) is not None
+        if device.link.value and device.speed.value is not None and device.duplex.value is not None
     }
-    common = usual(told.values(), prefer=lambda mode: (-mode[0], mode[1]))
+    known = [mode for mode in told.values() if _unknown(mode) == 0]
+    common = usual(known, prefer=lambda mode: (-int(mode[0]), mode[1]))
     for host, device in view.devices:
         mode = told.get((host.host, device.device))
         if mode is None or common is None or mode == common:
             continue
+        severity = view.roce_severity(host.host, device.device)
+        same = sum(one == other for one, other in zip(mode, common, strict=True))
+        if same + _unknown(mode) == len(mode) and severity is Severity.FAIL:
+            severity = Severity.UNKNOWN
         yield device_finding(
             "link.speed-mismatch",
             host,
             device,
-            view.roce_severity(host.host, device.device),
+            severity,
             device.speed,
             device.duplex,
             expected=f"{_words(common)}, as most NPUs",
@@ -117,16 +124,18 @@ def check_speed(view: View) -> Iterator[Finding]:
         )
 
 
-def _mode(device: DeviceFacts) -> tuple[int, str] | None:
-    """(Mb/s, duplex), if the device tells both."""
-    speed, duplex = device.speed.value, device.duplex.value
-    if not isinstance(speed, int) or duplex not in ("Full", "Half"):
-        return None
-    return speed, duplex
+_Mode = tuple[int | str, str]  # Mb/s and duplex, each perhaps `Unknown`
 
 
-def _words(mode: tuple[int, str]) -> str:
-    return f"{mode[0]} Mb/s {mode[1].lower()} duplex"
+def _unknown(mode: _Mode) -> int:
+    """How much of it the port does not tell."""
+    speed, duplex = mode
+    return (not isinstance(speed, int)) + (duplex not in ("Full", "Half"))
+
+
+def _words(mode: _Mode) -> str:
+    speed = f"{mode[0]} Mb/s" if isinstance(mode[0], int) else "unknown speed"
+    return f"{speed} {mode[1].lower()} duplex"
 
 
 def notes(view: View) -> Iterator[str]:

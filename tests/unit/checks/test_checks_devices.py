@@ -62,6 +62,16 @@ def test_missing_tool_is_said_once_per_host() -> None:
     assert lab.lines() == ["fail tool.missing at d1"]
 
 
+def test_two_missing_tools_are_both_named() -> None:
+    lab = Lab()
+    for number in range(8):
+        refuse(lab, "d1", number, "", "hccn_tool: command not found\n", 127)
+    for command in ("npu-smi info", "npu-smi info -m"):
+        lab.answer("d1", command, "", "npu-smi: command not found\n", 127)
+    (finding,) = [f for f in lab.report().findings if f.id == "tool.missing"]
+    assert finding.got.startswith("npu-smi: command not found; hccn_tool: command not found (")
+
+
 def test_driver_that_does_not_answer_explains_the_rest() -> None:
     lab = Lab()
     broken = ("dcmi module initialize failed. ret is -8005\n", "", 187)
