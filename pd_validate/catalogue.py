@@ -81,7 +81,7 @@ _KINDS = (
         Layer.LINK,
         meaning="Speed or duplex differ from the other NPUs.",
         fix="Set both ends of the link to the same speed and duplex.",
-        evidence="`hccn_tool -i <npu> -speed -g` and `-duplex -g`, of ports with a link, against the most common of the cluster.",
+        evidence="`hccn_tool -i <npu> -speed -g` and `-duplex -g`, of ports with a link, against the most common of the cluster. Unknown where a port does not tell what most tell.",
     ),
     Kind(
         "optics.absent",
@@ -191,9 +191,9 @@ _KINDS = (
     Kind(
         "tls.mismatch",
         Layer.NPU_NETWORK,
-        meaning="The TLS switch differs between NPUs; their sockets will time out.",
+        meaning="The TLS switch differs between NPUs, or their certificates do not fit; sockets will time out.",
         fix="Set all to 0: hccn_tool -i <npu> -tls -s enable 0.",
-        evidence="`hccn_tool -i <npu> -tls -g`, `tls switch[…]`, of all NPUs of all hosts. As root it is only run where /etc/hccn.conf has `tls_enable_<npu>` already, because it would add the line.",
+        evidence="`hccn_tool -i <npu> -tls -g`, `tls switch[…]`, of all NPUs of all hosts. A warning where only the certificates' `issuer` differs while TLS is on. As root it is only run where /etc/hccn.conf has `tls_enable_<npu>` already, because it would add the line.",
     ),
     Kind(
         "tls.expired",
@@ -235,7 +235,7 @@ _KINDS = (
         Layer.NPU_NETWORK,
         meaning="No packet of the ping came back.",
         fix="Check address, VLAN and switch between both NPUs.",
-        evidence="`hccn_tool -i <npu> -ping -g address <ip>` (A3: `-hccs_ping`) reports 0 packets received. Exit codes are not believed. Failed pings are folded into the widest place of which all failed.",
+        evidence="`hccn_tool -i <npu> -ping -g address <ip>` (A3: `-hccs_ping` inside one super pod) reports 0 packets received. Exit codes are not believed. Failed pings are folded into the widest place of which all failed: all hosts, a host or NPU in one or both directions, a pair of hosts, a pair.",
     ),
     Kind(
         "ping.loss",
@@ -396,7 +396,7 @@ _KINDS = (
         Layer.HOST,
         meaning="Somebody's process runs on the NPU or holds its memory.",
         fix="End that process or choose other devices.",
-        evidence="`npu-smi info`: processes, and more than 5 GiB of memory in use. A failure where the engine's share of memory is not free, else a warning.",
+        evidence="`npu-smi info` of NPUs that an instance uses (`devices: all`: of all): processes, and more than 5 GiB of memory in use. A failure where the engine's share of memory is not free, else a warning.",
     ),
     Kind(
         "device.memory-mismatch",
@@ -480,7 +480,7 @@ _KINDS = (
         Layer.PLAN,
         meaning="The rank table has not the form the connector reads.",
         fix="Generate it again.",
-        evidence="The file's content against what the connector reads.",
+        evidence="The file's content against what the connector reads. Another `version` or `status`, which it does not read, is a warning.",
     ),
     Kind(
         "ranktable.stale",
@@ -494,7 +494,7 @@ _KINDS = (
         Layer.PLAN,
         meaning="An id or address appears twice in the rank table.",
         fix="Generate it again.",
-        evidence="cluster_id, device_ip and (server_id, device_id) of the file.",
+        evidence="cluster_id, device_ip and (server_id, device_id) of the file. An entry whose address its device does not have is ranktable.stale, and its duplicate a consequence.",
     ),
     Kind(
         "ranktable.overlap",

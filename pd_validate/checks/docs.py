@@ -16,7 +16,8 @@ Generated from `pd_validate/catalogue.py` by `python -m pd_validate.checks.docs`
 
 A finding says what is wrong, where, what was expected and what was got. Ids are stable.
 Layers are in order: a fault below explains symptoms above, and what another finding
-explains is shown under it. Three severities:
+explains is shown under it. What all NPUs of a host have alike is one finding of the host.
+Three severities:
 
 - **fail**: the cluster is not fit.
 - **unknown**: it could not be measured. Never OK, never a failure; the run is not green.

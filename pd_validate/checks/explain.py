@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pd_validate.checks.fold import folded
-from pd_validate.findings import Finding, Severity, Where
+from pd_validate.findings import Cause, Finding, Severity, Where
 from pd_validate.spec.rules import PROXY_NAME
 
 Relation = Callable[[Where, Where], bool]
@@ -137,6 +137,27 @@ def explained(findings: Iterable[Finding], rules: Iterable[Rule] = RULES) -> lis
 
 def _rank(finding: Finding) -> int:
     return (Severity.FAIL, Severity.UNKNOWN, Severity.WARN).index(finding.severity)
+
+
+def explaining(identifier: str, causes: Iterable[Finding]) -> Callable[[Finding], list[Cause]]:
+    """What of `causes` explains a finding of this id; to be asked of very many findings."""
+    known = list(causes)
+    fitting = [
+        (cause, rule.relation)
+        for rule in RULES
+        if fnmatchcase(identifier, rule.symptom)
+        for cause in known
+        if any(fnmatchcase(cause.id, pattern) for pattern in rule.causes)
+    ]
+
+    def of(finding: Finding) -> list[Cause]:
+        return [
+            cause.as_cause()
+            for cause, related in fitting
+            if _rank(cause) <= _rank(finding) and related(finding.where, cause.where)
+        ]
+
+    return of
 
 
 def _explains(cause: Finding, finding: Finding, rules: Iterable[Rule]) -> bool:

@@ -1,16 +1,18 @@
-"""One finding per fault: what several requests, ranks or layers met in one place. Pure.
+"""One finding per fault: what several requests, ranks, layers or NPUs met in one place. Pure.
 
 A decoder that answers 500 does so to every request; a pull that brings zeros does in all
-layers and on all ranks. Each is told once, at the most exact place that all of it shares.
+layers and on all ranks; a switch without power takes all NPUs of a host along. Each is told
+once, at the most exact place that all of it shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from pd_validate.findings import Finding, Severity, Where
+from pd_validate.findings import Cause, Finding, Severity, Where
 
 _EVIDENCE = 8  # lines of a folded finding
+Place = tuple[str, Where]  # an id, and where
 _SEVERITIES = (Severity.FAIL, Severity.UNKNOWN, Severity.WARN)  # worst first
 
 
@@ -98,3 +100,47 @@ def _one(group: Sequence[Finding]) -> Finding:
             "because": tuple(because),
         }
     )
+
+
+def on_whole_hosts(
+    findings: Iterable[Finding], devices: Mapping[str, Collection[int]]
+) -> dict[Place, Finding]:
+    """What all NPUs of a host have alike, as one finding of the host.
+
+    `devices`: those of each host. The answer says into which finding each one went, in their
+    order; most go into themselves. Only what is alike in its causes, too, is one fault.
+    """
+    given = list(findings)
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in given:
+        host, number = finding.where.host, finding.where.device
+        if host is not None and finding.where == Where(host=host, device=number):
+            alike = (finding.id, host, finding.expected, finding.got, bool(finding.because))
+            groups.setdefault(alike, []).append(finding)
+    into = {(finding.id, finding.where): finding for finding in given}
+    for group in groups.values():
+        there = devices.get(group[0].where.host or "", ())
+        if len(there) > 1 and {finding.where.device for finding in group} == set(there):
+            whole = _of_host(group)
+            into |= {(finding.id, finding.where): whole for finding in group}
+    # A cause that went into another finding is that one now.
+    told = {id(finding): _with_causes(finding, into) for finding in into.values()}
+    return {place: told[id(finding)] for place, finding in into.items()}
+
+
+def _of_host(group: Sequence[Finding]) -> Finding:
+    worst = min(group, key=lambda finding: _SEVERITIES.index(finding.severity))
+    because = dict.fromkeys(cause for finding in group for cause in finding.because)
+    return worst.model_copy(
+        update={
+            "where": Where(host=worst.where.host),
+            "got": f"{worst.got} (all {len(group)} NPUs of the host)",
+            "because": tuple(because),
+        }
+    )
+
+
+def _with_causes(finding: Finding, into: Mapping[Place, Finding]) -> Finding:
+    causes = [into.get((cause.id, cause.where)) or cause for cause in finding.because]
+    because = dict.fromkeys(Cause(id=cause.id, where=cause.where) for cause in causes)
+    return finding.model_copy(update={"because": tuple(because)})

@@ -16,6 +16,7 @@ from typing import Any
 from pd_validate.catalogue import Layer
 from pd_validate.checks import devices, environment, hosts, links, npu_network, software
 from pd_validate.checks.explain import explained
+from pd_validate.checks.fold import on_whole_hosts
 from pd_validate.checks.reachability import check_pings
 from pd_validate.checks.result import CheckResult, Report
 from pd_validate.checks.view import View
@@ -99,22 +100,26 @@ def check_network(
     for check in checks:
         found += [(check.id, finding) for finding in check.run(view)]
     if pings is not None:
-        found += [(PING, finding) for finding in check_pings(view, pings)]
-    findings = explained(finding for _, finding in found)
-    by_place = {(finding.id, finding.where): finding for finding in findings}
+        known = [finding for _, finding in found]
+        found += [(PING, finding) for finding in check_pings(view, pings, known)]
+    by_place = on_whole_hosts(
+        explained(finding for _, finding in found),
+        {host.host: host.devices for host in view.hosts},
+    )
+    findings = {id(finding): finding for finding in by_place.values()}
     by_check: dict[str, list[Finding]] = {}
     for check_id, finding in found:
         group = by_check.setdefault(check_id, [])
-        known = by_place[finding.id, finding.where]
-        if known not in group:
-            group.append(known)
+        told = by_place[finding.id, finding.where]
+        if told not in group:
+            group.append(told)
     results = [cell for check in checks for cell in _cells(view, check, by_check)]
     if pings is not None:
         results += _ping_cells(view, pings, by_check)
     notes = [*links.notes(view), *_not_measured(view), *environment.advice(view)]
     if pings is not None:
         notes.insert(0, f"ping schedule {pings.plan.said}")
-    return Report(tuple(findings), tuple(results), tuple(notes))
+    return Report(tuple(findings.values()), tuple(results), tuple(notes))
 
 
 def _applies(view: View, check: Check, idle: bool) -> bool:
@@ -170,7 +175,9 @@ def _device_cell(
 
 
 def _touches(finding: Finding, where: Where) -> bool:
-    """Whether the finding is at this device, at one end of its path, or at its whole host."""
+    """Whether it is at this device, at one end of its path, at its whole host, or everywhere."""
+    if finding.where == Where():
+        return True
     ends = (
         (finding.where.host, finding.where.device),
         (finding.where.peer_host, finding.where.peer_device),

@@ -458,6 +458,29 @@ def check_tls(view: View) -> Iterator[Finding]:
                 expected="valid certificates, since TLS is on",
                 got="a certificate that has expired",
             )
+    yield from _other_issuers(view)
+
+
+def _other_issuers(view: View) -> Iterator[Finding]:
+    """Certificates that the others may not trust: a warning, their authority may be above both."""
+    issuers = {
+        (host.host, device.device): device.tls.value.issuers
+        for host, device in view.devices
+        if device.tls.value is not None and device.tls.value.enabled and device.tls.value.issuers
+    }
+    common = usual(issuers.values())
+    for (name, number), own in issuers.items():
+        if own != common and common is not None:
+            host = view.facts.hosts[name]
+            yield device_finding(
+                "tls.mismatch",
+                host,
+                host.devices[number],
+                Severity.WARN,
+                host.devices[number].tls,
+                expected=f"certificates issued by {', '.join(common)}, as at most NPUs",
+                got=f"issued by {', '.join(own)}, while TLS is on",
+            )
 
 
 # --- A3: vNIC and super pod ---------------------------------------------------------------------

@@ -64,6 +64,9 @@ def check_rank_tables(
     reference = _reference(cluster, readable, live)
     findings += check_same(readable, reference)
     table = readable[reference]
+    for host in readable:
+        if readable[host] == table:
+            findings += _header(table, host, _path_on(plan, host))
     stale = check_live(cluster, table, live.values())
     findings += _explained(check_table(cluster, plan, table), stale)
     return findings + stale
@@ -127,6 +130,23 @@ def read_table(
         for fault in _schema_faults(table, super_pod=profile_of(cluster).super_pod)
     ]
     return (None if faults else table), faults
+
+
+_HEADER = {"version": "1.2", "status": "completed"}
+
+
+def _header(table: Table, host: str, path: str | None) -> Iterator[Finding]:
+    """The connector reads neither, so only a warning: of another kind, or not yet complete."""
+    for key, usual in _HEADER.items():
+        if table.get(key, usual) != usual:
+            yield Finding(
+                id="ranktable.schema",
+                severity=Severity.WARN,
+                where=Where(host=host, file=path),
+                expected=f'{key} "{usual}"',
+                got=f"{key} {_short(table[key])}; the connector does not read it, but the "
+                "generator writes no other",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """The ping matrix judged: who does not reach whom, said once per fault. Pure.
 
 A dead switch port fails dozens of pings. Failed pings are therefore folded into the
-widest place of which every ping failed: a host, one of its devices in either or in both
-directions, a device towards a host, and only then single pairs.
+widest place of which every ping failed: all hosts, a host or one of its devices in one or
+in both directions, a host or a device towards a host, and only then single pairs. Pings that
+a fault of a NPU explains are folded among themselves: what is left has a cause of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from pd_validate.checks.explain import explaining
 from pd_validate.checks.view import View, listed
 from pd_validate.facts.pings import Npu, PingFacts, PingResult
 from pd_validate.facts.reading import Reason
-from pd_validate.findings import Finding, Severity, Where
+from pd_validate.findings import Cause, Finding, Severity, Where
 
 SLOW = 1.0  # milliseconds over RoCE; a healthy fabric takes 0.03 to 0.1 after the first packet
 SLOW_HCCS = 0.2  # milliseconds
@@ -28,21 +30,25 @@ class _Group:
 
     rank: int
     where: Where
-    both_ways: bool = False
+    way: str = "towards"  # of what is told of the others: the pings of the place go …
 
 
-def check_pings(view: View, pings: PingFacts) -> Iterator[Finding]:
+_BOTH, _ALL, _BETWEEN = "to and from", "of", "between hosts, of"
+
+
+def check_pings(view: View, pings: PingFacts, known: Sequence[Finding] = ()) -> Iterator[Finding]:
+    """`known`: what has been found of hosts and NPUs, and may explain a failed ping."""
     for failure in pings.failures.values():
         yield Finding(id=failure.id, where=Where(host=failure.host), got=failure.message)
     small = [result for result in pings.results if result.task.size is None]
     large = [result for result in pings.results if result.task.size is not None]
     yield from _unmeasured(pings.results)
-    yield from _folded(view, small, "ping.unreachable", _dead)
-    yield from _folded(view, small, "ping.loss", _lossy)
+    yield from _folded(view, small, "ping.unreachable", _dead, known)
+    yield from _folded(view, small, "ping.loss", _lossy, known)
     passed = {_pair(result) for result in small if _complete(result)}
     sized = [result for result in large if _pair(result) in passed]
     sized += [result for result in small if _too_long(result)]
-    yield from _folded(view, sized, "ping.size", lambda result: not _complete(result))
+    yield from _folded(view, sized, "ping.size", _incomplete, known)
     yield from _planes(small)
     yield from _slow(small)
 
@@ -54,6 +60,10 @@ def _pair(result: PingResult) -> tuple[Npu, Npu]:
 def _complete(result: PingResult) -> bool:
     ping = result.reading.value
     return ping is not None and ping.complete
+
+
+def _incomplete(result: PingResult) -> bool:
+    return not _complete(result)
 
 
 def _too_long(result: PingResult) -> bool:
@@ -119,18 +129,39 @@ def _folded(
     results: Iterable[PingResult],
     identifier: str,
     failed: Callable[[PingResult], bool],
+    known: Sequence[Finding],
 ) -> Iterator[Finding]:
-    for group, covered in _places(results, failed):
-        yield _finding(view, identifier, group, covered)
+    """First what nothing explains; then the rest, each with what explains it."""
+    results = list(results)
+    explained_by = explaining(identifier, known)
+    causes: dict[int, list[Cause]] = {}
+    for result in results:
+        if failed(result):
+            pair = _Group(_PAIR, _pair_where(result))
+            causes[id(result)] = explained_by(_finding(view, identifier, pair, [result]))
+    taken: set[Where] = set()
+    for by_others in (False, True):
+        some = [each for each in results if bool(causes.get(id(each))) is by_others]
+        for group, covered in _places(results, failed, some, taken):
+            taken.add(group.where)
+            because = dict.fromkeys(cause for each in covered for cause in causes[id(each)])
+            finding = _finding(view, identifier, group, covered)
+            yield finding.model_copy(update={"because": tuple(because)})
 
 
 def _places(
-    results: Iterable[PingResult], failed: Callable[[PingResult], bool]
+    results: Iterable[PingResult],
+    failed: Callable[[PingResult], bool],
+    some: Iterable[PingResult],
+    taken: Collection[Where] = (),
 ) -> Iterator[tuple[_Group, list[PingResult]]]:
-    """The widest places of which every ping failed, with their pings."""
+    """The widest places of which every ping failed, with those of their pings that are in `some`.
+
+    A place that is `taken` is not used again.
+    """
     judged = [result for result in results if _judged(result)]
-    bad = [result for result in judged if failed(result)]
-    if not bad:
+    left = {id(result): None for result in some if _judged(result) and failed(result)}
+    if not left:
         return
     # A group is a candidate if every ping in it failed.
     members: dict[_Group, list[PingResult]] = {}
@@ -141,8 +172,11 @@ def _places(
                 members.setdefault(group, []).append(result)
             else:
                 healthy.add(group)
-    candidates = {g: m for g, m in members.items() if g not in healthy and _wide(g, m)}
-    left = dict.fromkeys(map(id, bad))
+    candidates = {
+        group: its
+        for group, its in members.items()
+        if group not in healthy and group.where not in taken and _wide(group, its)
+    }
     while left:
         group, covered = _widest(candidates, left)
         for result in covered:
@@ -150,17 +184,27 @@ def _places(
         yield group, covered
 
 
+_PAIR = 6  # rank of a single pair
+
+
 def _groups(result: PingResult) -> Iterator[_Group]:
     """Every place that this ping belongs to, widest first."""
     source, target = result.task.source, result.task.target
+    yield _Group(0, Where(), _ALL)
+    if source.host != target.host:
+        yield _Group(0, Where(), _BETWEEN)
     for npu in (source, target):
-        yield _Group(0, Where(host=npu.host), both_ways=True)
+        yield _Group(1, Where(host=npu.host), _BOTH)
+    yield _Group(2, Where(host=source.host), "towards")
+    yield _Group(2, Where(host=target.host), "from")
     for npu in (source, target):
-        yield _Group(1, Where(host=npu.host, device=npu.device), both_ways=True)
-    yield _Group(2, Where(host=source.host, peer_host=target.host))
-    yield _Group(3, Where(host=source.host, device=source.device, peer_host=target.host))
-    yield _Group(3, Where(host=source.host, peer_host=target.host, peer_device=target.device))
-    yield _Group(4, _pair_where(result))
+        yield _Group(3, Where(host=npu.host, device=npu.device), _BOTH)
+    yield _Group(4, Where(host=source.host, device=source.device), "towards")
+    yield _Group(4, Where(host=target.host, device=target.device), "from")
+    yield _Group(4, Where(host=source.host, peer_host=target.host))
+    yield _Group(5, Where(host=source.host, device=source.device, peer_host=target.host))
+    yield _Group(5, Where(host=source.host, peer_host=target.host, peer_device=target.device))
+    yield _Group(_PAIR, _pair_where(result))
 
 
 def _pair_where(result: PingResult) -> Where:
@@ -175,20 +219,23 @@ def _pair_where(result: PingResult) -> Where:
 
 def _wide(group: _Group, members: list[PingResult]) -> bool:
     """Whether the pings span what the group's place says; a single pair is only a pair."""
-    if group.rank == 4:
+    if group.rank == _PAIR:
         return True
     sources = {result.task.source for result in members}
     targets = {result.task.target for result in members}
     npus = sources | targets
-    if group.rank == 0:
+    hosts = {npu.host for npu in npus}
+    if group.where == Where():
+        return len(hosts) > 2
+    if group.rank in (1, 2):
         # A host: several of its devices, or its only one with several others.
         own = {npu for npu in npus if npu.host == group.where.host}
         return len(own) > 1 and len(npus - own) > 1
-    if group.rank == 1:
+    if group.rank == 3:
         own_npu = Npu(group.where.host or "", group.where.device or 0)
         peers = npus - {own_npu}
         return len(peers) > 1 and own_npu in sources & targets
-    if group.rank == 2:
+    if group.where.peer_host is not None and group.rank == 4:
         return len(sources) > 1 and len(targets) > 1
     return len(members) > 1
 
@@ -234,13 +281,20 @@ def _story(first: PingResult, results: list[PingResult], group: _Group) -> str:
     if first.task.size is not None:
         text += f" with {first.task.size} bytes of payload"
     if len(results) > 1:
-        way = "to and from" if group.both_ways else "towards"
-        others = {result.task.target for result in results}
-        if group.both_ways:
-            others |= {result.task.source for result in results}
-            others = {npu for npu in others if npu.host != group.where.host}
-        text = f"{len(results)} pings {way} {listed(sorted(others), 4)}; the first: {text}"
+        others = {npu for result in results for npu in _others(result, group)}
+        text = f"{len(results)} pings {group.way} {listed(sorted(others), 4)}; the first: {text}"
     return text
+
+
+def _others(result: PingResult, group: _Group) -> Iterator[Npu]:
+    """Whom a story about this place names besides the place itself."""
+    source, target = _pair(result)
+    if group.way == "towards":
+        yield target
+    elif group.way == "from":
+        yield source
+    else:
+        yield from (npu for npu in (source, target) if npu.host != group.where.host)
 
 
 def _planes(results: Iterable[PingResult]) -> Iterator[Finding]:
@@ -269,7 +323,7 @@ def _slow(results: Iterable[PingResult]) -> Iterator[Finding]:
         limit = max(SLOW_HCCS if result.task.hccs else SLOW, SLOW_FACTOR * middle)
         return (_milliseconds(result) or 0.0) > limit
 
-    for group, covered in _places(timed, slow):
+    for group, covered in _places(timed, slow, timed):
         times = sorted(_milliseconds(result) or 0.0 for result in covered)
         many = f" and up to {times[-1]:.3f} ms, {len(times)} pings" if len(times) > 1 else ""
         yield Finding(

@@ -413,6 +413,7 @@ class Tls:
     enabled: bool | None
     certificates: int = 0
     expired: bool = False
+    issuers: tuple[str, ...] = ()  # of the certificates, each once, sorted
 
 
 def parse_tls(output: Output) -> Reading[Tls]:
@@ -421,7 +422,9 @@ def parse_tls(output: Output) -> Reading[Tls]:
         if switch is None:
             return None
         statuses = re.findall(r"tls expiration status\[(\d+)\]", text)
-        return Tls(switch[1] != "0", len(re.findall(r"\bcert\] info:", text)), "2" in statuses)
+        issuers = sorted(set(re.findall(r"^\s*issuer\[(.*)\]\s*$", text, re.M)))
+        certificates = len(re.findall(r"\bcert\] info:", text))
+        return Tls(switch[1] != "0", certificates, "2" in statuses, tuple(issuers))
 
     if "No certificate found, please set certs firstly!" in output.text:
         return measured(Tls(None), output)

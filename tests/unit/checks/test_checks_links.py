@@ -156,3 +156,37 @@ def test_on_a3_a_dead_roce_port_is_a_failure_where_hccl_is_told_to_use_roce() ->
     lab = Lab("A3", engine=EngineSpec(env={"HCCL_INTRA_ROCE_ENABLE": "1"}))
     lab.device("d1", 6, "link", "link status: DOWN\n")
     assert "fail link.down at d1 npu6" in lab.lines()
+
+
+def test_a_port_that_does_not_tell_its_speed_is_not_known_to_be_well() -> None:
+    lab = Lab()
+    lab.device("d2", 7, "speed", "Speed: Unknown!\n")
+    assert lab.lines() == ["unknown link.speed-mismatch at d2 npu7"]
+    lab.device("d2", 7, "duplex", "Duplex: Half\n")
+    assert lab.lines() == ["fail link.speed-mismatch at d2 npu7"]
+
+
+def test_speeds_that_nobody_tells_are_no_fault() -> None:
+    lab = Lab()
+    for host in ("p1", "d1", "d2"):
+        for number in range(8):
+            lab.device(host, number, "speed", "Speed: Unknown!\n")
+    assert lab.lines() == []
+
+
+def test_all_ports_of_a_host_are_one_fault() -> None:
+    lab = Lab()
+    for number in range(8):
+        lab.device("d2", number, "link", "link status: DOWN\n")
+        lab.device("d2", number, "net_health", "net health status: Fault\n")
+    assert lab.lines() == ["fail health.unreachable at d2 < link.down", "fail link.down at d2"]
+    assert "(all 8 NPUs of the host)" in lab.report().findings[0].got
+    cells = lab.report().of("link", "d2")
+    assert {cell.verdict.value for cell in cells} == {"fail"}
+
+
+def test_all_ports_but_one_are_as_many_faults() -> None:
+    lab = Lab()
+    for number in range(1, 8):
+        lab.device("d2", number, "link", "link status: DOWN\n")
+    assert len(lab.lines()) == 7

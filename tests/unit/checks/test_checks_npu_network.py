@@ -271,6 +271,18 @@ def test_expired_certificate_matters_only_with_tls_on() -> None:
     assert lab.lines() == ["fail tls.expired at d1 npu6"]
 
 
+def test_certificates_of_another_issuer_warn_with_tls_on() -> None:
+    lab = Lab()
+    for switch, lines in ((0, []), (1, ["warn tls.mismatch at d2 npu7"])):
+        for host in ("p1", "d1", "d2"):
+            for number in range(8):
+                name = "Other CA" if (host, number) == ("d2", 7) else "Huawei Equipment CA"
+                issuer = f"\t issuer[/C=CN/CN={name}]\n"
+                lab.device(host, number, "tls", tls_text(number, switch) + issuer)
+        assert lab.lines() == lines
+    assert "/C=CN/CN=Other CA" in lab.report().findings[0].got
+
+
 def test_tls_that_must_not_be_read_is_noted_and_no_finding() -> None:
     lab = Lab()
     for number in range(8):

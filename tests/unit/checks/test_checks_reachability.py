@@ -64,6 +64,60 @@ def test_device_that_nobody_reaches_and_that_reaches_nobody() -> None:
     assert "8 pings to and from" in lab.report().findings[0].got
 
 
+def test_device_that_loses_what_it_sends() -> None:
+    """To whomever: one place, not one for each host that it sends to."""
+    lab = Lab()
+    spoil(lab, 2, source=("p1", 0))
+    assert lab.lines() == ["fail ping.loss at p1 npu0"]
+    assert "4 pings towards d1 npu6, d1 npu7" in lab.report().findings[0].got
+
+
+def test_device_that_nobody_reaches() -> None:
+    lab = Lab()
+    spoil(lab, 0, target=("d1", 6))
+    assert lab.lines() == ["fail ping.unreachable at d1 npu6"]
+    assert "4 pings from " in lab.report().findings[0].got
+
+
+def test_host_that_loses_what_it_sends() -> None:
+    lab = Lab()
+    spoil(lab, 2, source=("d1", None))
+    assert lab.lines() == ["fail ping.loss at d1"]
+
+
+def test_nobody_reaches_anybody() -> None:
+    lab = Lab()
+    spoil(lab, 0)
+    assert lab.lines() == ["fail ping.unreachable at cluster"]
+    assert {cell.verdict.value for cell in lab.report().of("ping")} == {"fail"}
+
+
+def test_pings_of_a_whole_host_that_faults_of_its_devices_explain() -> None:
+    """A netmask too narrow on each of them: the host's dead pings are no fault of their own."""
+    lab = Lab()
+    for number in range(8):
+        address = f"ipaddr:10.20.3.{10 + number}\nnetmask:255.255.255.0\n"
+        lab.device("d2", number, "ip", address)
+    spoil(lab, 0, source=("d2", None))
+    spoil(lab, 0, target=("d2", None))
+    roots = [line for line in lab.lines() if " < " not in line]
+    assert not [line for line in roots if "ping." in line]
+    assert "fail ping.unreachable at d2 < address.subnet" in "\n".join(lab.lines())
+
+
+def test_a_dead_pair_beside_pings_that_are_explained() -> None:
+    lab = Lab()
+    lab.device("d1", 6, "net_health", "net health status: Receive timeout\n")
+    spoil(lab, 0, source=("d1", 6))
+    spoil(lab, 0, target=("d1", 6))
+    spoil(lab, 0, source=("p1", 0), target=("d1", 7))
+    assert lab.lines() == [
+        "fail health.unreachable at d1 npu6",
+        "fail ping.unreachable at d1 npu6 < health.unreachable",
+        "fail ping.unreachable at p1 npu0 -> d1 npu7",
+    ]
+
+
 def test_whole_host_in_both_directions() -> None:
     lab = Lab()
     for number in range(8):

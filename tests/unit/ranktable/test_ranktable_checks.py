@@ -245,6 +245,18 @@ def test_a_file_that_is_no_json(
     assert (finding.id, finding.where) == ("ranktable.schema", Where(host="d2", file=PATH))
 
 
+@pytest.mark.parametrize(("key", "value"), [("version", "1.0"), ("status", "initializing")])
+def test_what_the_connector_does_not_read_is_a_warning(
+    guide: Cluster, plan: LaunchPlan, addresses: list[DeviceAddress], key: str, value: str
+) -> None:
+    table = {**generate(guide, addresses), key: value}
+    findings = check_rank_tables(guide, plan, dict.fromkeys(ALL, render(table)), addresses)
+    assert [(f.id, f.severity.value, f.where.host) for f in findings] == [
+        ("ranktable.schema", "warn", host) for host in ALL
+    ]
+    assert findings[0].got.startswith(f"{key} '{value}'")
+
+
 def test_a_device_that_cannot_be_asked_is_unknown(
     guide: Cluster, plan: LaunchPlan, addresses: list[DeviceAddress]
 ) -> None:
