@@ -59,7 +59,7 @@ MUTATIONS = (
     Mutation(
         "a ping that nobody answers counts as answered",
         "pd_validate/checks/reachability.py",
-        'yield from _folded(view, small, "ping.unreachable", _dead)',
+        'yield from _folded(view, small, "ping.unreachable", _dead, known)',
         "yield from ()",
         "tests/unit/checks/test_checks_reachability.py",
     ),
