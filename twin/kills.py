@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from pd_validate.errors import WaitTimeout
+from pd_validate.hosts.agent import mark
 from pd_validate.interrupts import Interrupts
 from pd_validate.waiting import wait_for
 from twin.cluster import PROJECT, TwinCluster
@@ -89,12 +90,16 @@ class Hosts:
     def running(self) -> dict[int, dict[str, str]]:
         """What runs on the hosts, by pid, with its environment; SSH servers are not part of it."""
         state = str(self.twin.state)
+        workdirs = [str(self.twin.cluster.workdir_of(name)) for name in self.twin.cluster.hosts]
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
-                env = _environment(entry)
-                if env.get("TWIN_STATE") == state:
-                    found[int(entry.name)] = env
+                pid, env = int(entry.name), _environment(entry)
+                if env.get("TWIN_STATE") != state:
+                    # vLLM's workers have blanked theirs: known by the log that they write to.
+                    env = next(filter(None, (mark(pid, workdir) for workdir in workdirs)), {})
+                if env:
+                    found[pid] = env
         return found
 
     def files(self) -> list[str]:

@@ -66,6 +66,8 @@ POLL = 0.05  # seconds between two looks at /proc while something is being ended
 AT_END_SECONDS = 15.0  # for each command given for the end
 TAIL_BYTES = 256 * 1024
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# The log of a process, below the work directory: its run, its name.
+LOG = re.compile(r"([^/]+)/logs/([^/]+)\.log(?: \(deleted\))?$")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 
 
@@ -305,18 +307,35 @@ def is_held(path: str) -> bool:
 # --- what is on this host -----------------------------------------------------------------------
 
 
+def mark(pid: int, workdir: str) -> dict[str, str]:
+    """RUN_ID, RUN_DIR and PROCESS of a process of a run in `workdir`; empty for any other.
+
+    They stand in its environment. A program that writes a title over its command line, as
+    vLLM's workers do, blanks that, and is known by the run's log that it writes to.
+    """
+    variables = environment(pid)
+    if variables.get(RUN_DIR, "").startswith(os.path.join(workdir, "")):
+        return {name: variables.get(name, "") for name in (RUN_ID, RUN_DIR, PROCESS)}
+    inside = os.path.join(os.path.realpath(workdir), "")
+    for output in (1, 2):
+        try:
+            path = os.readlink(f"/proc/{pid}/fd/{output}")
+        except OSError:
+            return {}
+        log = LOG.match(path[len(inside) :]) if path.startswith(inside) else None
+        if log is not None:
+            run_id, name = log.groups()
+            return {RUN_ID: run_id, RUN_DIR: os.path.join(workdir, run_id), PROCESS: name}
+    return {}
+
+
 def marked(workdir: str, run_id: str | None = None) -> dict[int, dict[str, str]]:
-    """Processes (but this one) that carry the mark of a run in `workdir`, by pid."""
-    inside = os.path.join(workdir, "")
+    """Processes (but this one) of runs in `workdir`, or of one of them, by pid, with their mark."""
     found = {}
     for pid in processes():
-        if pid == os.getpid():
-            continue
-        variables = environment(pid)
-        if not variables.get(RUN_DIR, "").startswith(inside):
-            continue
-        if run_id is None or variables.get(RUN_ID) == run_id:
-            found[pid] = variables
+        about = mark(pid, workdir) if pid != os.getpid() else {}
+        if about and run_id in (None, about[RUN_ID]):
+            found[pid] = about
     return found
 
 
@@ -342,7 +361,7 @@ def agent_lives(about: Message) -> bool:
     return found is not None and found.start == about.get("agent_start")
 
 
-def listening(ports: Iterable[int], address: str) -> list[Message]:
+def listening(workdir: str, ports: Iterable[int], address: str) -> list[Message]:
     """Listening TCP sockets that a server at `address` would collide with on these ports."""
     wanted = set(ports)
     sockets: dict[str, Message] = {}
@@ -361,7 +380,8 @@ def listening(ports: Iterable[int], address: str) -> list[Message]:
             if collide(bound, address):
                 sockets[fields[9]] = {"port": int(port, 16), "address": bound, "pid": None}
     for pid, inode in socket_owners(set(sockets)):
-        sockets[inode].update(pid=pid, command=title(pid), run_id=environment(pid).get(RUN_ID))
+        run_id = mark(pid, workdir).get(RUN_ID)
+        sockets[inode].update(pid=pid, command=title(pid), run_id=run_id)
     return sorted(sockets.values(), key=lambda found: int(found["port"]))
 
 
@@ -412,7 +432,7 @@ def survey(workdir: str, ports: Iterable[int], address: str) -> Message:
             for pid, variables in sorted(marked(workdir).items())
         ],
         "lock": None if info is None else dict(info, path=lock, held=is_held(lock)),
-        "ports": listening(ports, address),
+        "ports": listening(workdir, ports, address),
     }
 
 

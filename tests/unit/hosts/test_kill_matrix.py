@@ -23,7 +23,8 @@ LEASE = 2.0  # seconds
 PROMISE = LEASE + 8.0  # seconds: the lease, 5 s for SIGTERM, and the rest of a busy machine
 
 # A controller in a process of its own, so that it can be killed. Its engine has a worker that
-# left the process group and an orphan that nobody waits for.
+# left the process group and an orphan that nobody waits for, whose environment is blank as that
+# of vLLM's workers, who write their titles over it.
 CONTROLLER = """
 import json, sys, time
 from pathlib import Path
@@ -35,7 +36,7 @@ from pd_validate.spec.models import Ssh
 address, workdir, lease, ssh = sys.argv[1:]
 host = RemoteHost("d1", address, Ssh.model_validate_json(ssh))
 run = RemoteSupervisor.open(host, workdir=workdir, run_id="run-1", lease=float(lease))
-script = "setsid sleep 600 & (sleep 600 & echo $!); echo $!; echo $$; exec sleep 600"
+script = "setsid sleep 600 & (env -i sleep 600 & echo $!); echo $!; echo $$; exec sleep 600"
 run.start(ProcessSpec("engine", ("sh", "-c", script)))
 while len(lines := run.tail("engine")) < 3:
     time.sleep(0.02)
