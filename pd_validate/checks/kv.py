@@ -29,7 +29,8 @@ class Place:
 
     def __str__(self) -> str:
         tensor = _TENSORS[self.tensor] if self.tensor < len(_TENSORS) else str(self.tensor)
-        return f"rank {self.rank}, {self.layer} {tensor}, block {self.block} of {self.request}"
+        block = f"prompt block {self.block} of {self.request}"  # a finding's place has the cache's
+        return f"rank {self.rank}, {self.layer} {tensor}, {block}"
 
 
 def check_transfers(
