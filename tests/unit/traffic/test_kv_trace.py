@@ -92,8 +92,8 @@ def test_one_byte_of_one_block() -> None:
     ("place", "belongs"),
     [
         ((0, 0, 0), "block 0 of req-1"),  # another block of the same layer
-        ((1, 1, 0), "model.layers.1.attn K, block 1"),  # another layer
-        ((0, 1, 1), "model.layers.0.attn V, block 1"),  # V in place of K
+        ((1, 1, 0), "model.layers.1.attn K, prompt block 1"),  # another layer
+        ((0, 1, 1), "model.layers.0.attn V, prompt block 1"),  # V in place of K
     ],
 )
 def test_content_of_another_place_of_the_request(place: tuple[int, int, int], belongs: str) -> None:
