@@ -68,12 +68,15 @@ def check_rank_tables(
         if readable[host] == table:
             findings += _header(table, host, _path_on(plan, host))
     stale = check_live(cluster, table, live.values())
-    findings += _explained(check_table(cluster, plan, table), stale)
+    findings += _explained(cluster, check_table(cluster, plan, table), stale)
     return findings + stale
 
 
-def _explained(findings: list[Finding], stale: list[Finding]) -> list[Finding]:
-    """A duplicate of which one side is an outdated entry is that entry's fault."""
+def _explained(cluster: Cluster, findings: list[Finding], stale: list[Finding]) -> list[Finding]:
+    """A duplicate of which one side is an outdated entry is that entry's fault.
+
+    So is the order of ids that are all outdated: they were exchanged, not put into another order.
+    """
     outdated = {
         (f.where.host, f.where.device): f.as_cause() for f in stale if f.severity is Severity.FAIL
     }
@@ -81,10 +84,16 @@ def _explained(findings: list[Finding], stale: list[Finding]) -> list[Finding]:
     def explained(finding: Finding) -> Finding:
         where = finding.where
         ends = ((where.host, where.device), (where.peer_host, where.peer_device))
-        causes = tuple(outdated[end] for end in ends if end in outdated)
-        if finding.id != "ranktable.duplicate" or not causes:
+        if finding.id == "ranktable.order":
+            devices = cluster.instances[where.instance].devices if where.instance else ()
+            causes = tuple(outdated[e] for n in devices if (e := (where.host, n)) in outdated)
+            if len(causes) < len(devices):
+                return finding
+        elif finding.id == "ranktable.duplicate":
+            causes = tuple(outdated[end] for end in ends if end in outdated)
+        else:
             return finding
-        return finding.model_copy(update={"because": causes})
+        return finding.model_copy(update={"because": (*finding.because, *causes)})
 
     return [explained(finding) for finding in findings]
 

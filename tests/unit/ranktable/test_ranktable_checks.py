@@ -245,6 +245,22 @@ def test_a_file_that_is_no_json(
     assert (finding.id, finding.where) == ("ranktable.schema", Where(host="d2", file=PATH))
 
 
+def test_exchanged_ids_are_outdated_entries_and_no_order_of_their_own(
+    guide: Cluster, plan: LaunchPlan, addresses: list[DeviceAddress]
+) -> None:
+    def exchange(table: Table) -> None:
+        one, other = decode(table)[:2]
+        one["device_id"], other["device_id"] = other["device_id"], one["device_id"]
+
+    findings = check(guide, plan, addresses, exchange)
+    assert [(f.id, f.where.device) for f in root_findings(findings)] == [
+        ("ranktable.stale", 6),
+        ("ranktable.stale", 7),
+    ]
+    (order,) = [f for f in findings if f.id == "ranktable.order"]
+    assert {cause.id for cause in order.because} == {"ranktable.stale"}
+
+
 @pytest.mark.parametrize(("key", "value"), [("version", "1.0"), ("status", "initializing")])
 def test_what_the_connector_does_not_read_is_a_warning(
     guide: Cluster, plan: LaunchPlan, addresses: list[DeviceAddress], key: str, value: str
