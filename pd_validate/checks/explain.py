@@ -49,6 +49,10 @@ def behind_the_proxy(symptom: Where, cause: Where) -> bool:
     return symptom.instance in (None, PROXY_NAME) and cause.instance not in (None, PROXY_NAME)
 
 
+def at_another_instance(symptom: Where, cause: Where) -> bool:
+    return cause.instance not in (None, PROXY_NAME, symptom.instance)
+
+
 def anywhere(symptom: Where, cause: Where) -> bool:
     return True
 
@@ -101,6 +105,8 @@ RULES = (
     # Engines and KV. A decoder that is dead, or got no hand-over, never tells the prefiller
     # that its blocks may go.
     Rule("drain.*", ("engine.*", "kv.recomputed", "kv.missing"), anywhere),
+    # Nor does one that refused a request which was sent to it past the proxy.
+    Rule("drain.leak", ("service.*",), at_another_instance),
     Rule("kvlink.*", ("engine.*",), on_the_way),
     Rule("kv.missing", ("engine.*", "kvlink.*"), on_the_way),
     Rule("kv.recomputed", ("kv.missing", "kv.stale"), on_the_way),
