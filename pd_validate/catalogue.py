@@ -266,6 +266,13 @@ _KINDS = (
         evidence="The SSH connection is refused, times out, or has no route.",
     ),
     Kind(
+        "host.agent-lost",
+        Layer.HOST,
+        meaning="Our agent on the host ended in the middle of the run, and with it all that it had started.",
+        fix="Look into the kernel's log for the OOM killer, and for whoever else ends processes there; then run again.",
+        evidence="The agent's standard output has ended, and the host still answers over SSH.",
+    ),
+    Kind(
         "host.auth",
         Layer.HOST,
         meaning="The host refused our user or key.",

@@ -158,13 +158,16 @@ def _ssh_server(pid: int, hosts: Hosts) -> None:
 
 
 def _process(name: str, word: str = "") -> Callable[[int, Hosts], None]:
+    """Of several the first. In teardown all may have ended already: then nobody is killed."""
+
     def kill(pid: int, hosts: Hosts) -> None:
-        found = wait_for(
-            lambda: hosts.processes_of(name, word) or None,
+        victims = wait_for(
+            lambda: hosts.processes_of(name, word) or (None if _lives(pid) else ()),
             seconds=BEGIN_SECONDS,
             what=f"{name} {word}",
         )
-        os.kill(found[0], signal.SIGKILL)
+        for victim in victims[:1]:
+            os.kill(victim, signal.SIGKILL)
 
     return kill
 
@@ -181,6 +184,7 @@ class Kill:
 
 _WHERE_TESTS_RUN = ("pre-flight", "staging", "bring-up", "tests")  # workers end before teardown
 _WHERE_ENGINES_RUN = ("bring-up", "tests", "teardown")
+_WHERE_AGENTS_RUN = ("staging", *_WHERE_ENGINES_RUN)
 KILLS = {
     kill.name: kill
     for kill in (
@@ -192,6 +196,7 @@ KILLS = {
         Kill("ssh-server", _ssh_server),
         Kill("engine-worker", _process(VICTIM, "Worker_TP"), _WHERE_ENGINES_RUN),
         Kill("proxy", _process("proxy"), _WHERE_ENGINES_RUN),
+        Kill("agent", _process("agent"), _WHERE_AGENTS_RUN),
     )
 }
 
@@ -362,6 +367,11 @@ def _processes_where(field: int, value: int) -> list[int]:
             if stat and stat[0] not in "ZX" and stat[field] == str(value):
                 found.append(int(entry.name))
     return found
+
+
+def _lives(pid: int) -> bool:
+    stat = _stat(str(pid))
+    return bool(stat) and stat[0] not in "ZX"
 
 
 def _children(pid: int) -> list[int]:

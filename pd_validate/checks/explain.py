@@ -44,6 +44,12 @@ def on_the_way(symptom: Where, cause: Where) -> bool:
     return symptom.instance in (None, PROXY_NAME) or cause.instance in ways
 
 
+def at_a_host_on_the_way(symptom: Where, cause: Where) -> bool:
+    """As `on_the_way`, for a cause that is a host's."""
+    hosts = (symptom.host, symptom.peer_host)
+    return symptom.instance in (None, PROXY_NAME) or cause.host in hosts
+
+
 def behind_the_proxy(symptom: Where, cause: Where) -> bool:
     """The cause is at an instance; the request went through the proxy, or nobody knows how."""
     return symptom.instance in (None, PROXY_NAME) and cause.instance not in (None, PROXY_NAME)
@@ -67,6 +73,7 @@ class Rule:
 
 
 _BROKEN_KV = ("kv.corrupt", "kv.swapped", "kv.missing", "kv.stale")
+_LOST = ("host.unreachable", "host.hang")
 _UNUSABLE = ("device.missing", "device.not-ready", "device.held", "driver.broken")
 
 RULES = (
@@ -102,6 +109,12 @@ RULES = (
     Rule("host.address-mismatch", ("host.nic-missing", "host.nic-down"), same_host),
     Rule("host.port-taken", ("host.nic-missing", "host.address-mismatch"), same_host),
     Rule("env.mismatch", ("host.nic-missing", "host.nic-down"), same_host),
+    # A host that is gone, and all that runs on it.
+    Rule("engine.*", _LOST, same_host),
+    Rule("kvlink.*", _LOST, at_a_host_on_the_way),
+    Rule("kv.missing", _LOST, at_a_host_on_the_way),
+    Rule("service.*", _LOST, at_a_host_on_the_way),
+    Rule("drain.*", _LOST, anywhere),
     # Engines and KV. A decoder that is dead, or got no hand-over, never tells the prefiller
     # that its blocks may go.
     Rule("drain.*", ("engine.*", "kv.recomputed", "kv.missing"), anywhere),
@@ -124,55 +137,41 @@ def explained(findings: Iterable[Finding], rules: Iterable[Rule] = RULES) -> lis
     """The findings with `because` filled in, one per id and place, in their order."""
     unique = folded(findings)
     all_rules = list(rules)
-    return [
-        finding.model_copy(
-            update={
-                "because": tuple(
-                    dict.fromkeys(
-                        (
-                            *finding.because,
-                            *(c.as_cause() for c in unique if _explains(c, finding, all_rules)),
-                        )
-                    )
-                )
-            }
-        )
-        for finding in unique
-    ]
+    result = []
+    for finding in unique:
+        causes = explaining(finding.id, unique, all_rules)(finding)
+        because = tuple(dict.fromkeys((*finding.because, *causes)))
+        result.append(finding.model_copy(update={"because": because}))
+    return result
 
 
-def _rank(finding: Finding) -> int:
-    return (Severity.FAIL, Severity.UNKNOWN, Severity.WARN).index(finding.severity)
+def explaining(
+    identifier: str, causes: Iterable[Finding], rules: Iterable[Rule] = RULES
+) -> Callable[[Finding], list[Cause]]:
+    """What of `causes` explains a finding of this id.
 
-
-def explaining(identifier: str, causes: Iterable[Finding]) -> Callable[[Finding], list[Cause]]:
-    """What of `causes` explains a finding of this id; to be asked of very many findings."""
-    known = list(causes)
-    fitting = [
+    The rules that fit the id are picked once, so that very many findings may be asked about.
+    """
+    fitting = [rule for rule in rules if fnmatchcase(identifier, rule.symptom)]
+    related = [
         (cause, rule.relation)
-        for rule in RULES
-        if fnmatchcase(identifier, rule.symptom)
-        for cause in known
+        for cause in causes
+        for rule in fitting
         if any(fnmatchcase(cause.id, pattern) for pattern in rule.causes)
     ]
 
     def of(finding: Finding) -> list[Cause]:
-        return [
+        found = (
             cause.as_cause()
-            for cause, related in fitting
-            if _rank(cause) <= _rank(finding) and related(finding.where, cause.where)
-        ]
+            for cause, relation in related
+            if cause is not finding
+            and _rank(cause) <= _rank(finding)  # a warning never explains a failure away
+            and relation(finding.where, cause.where)
+        )
+        return list(dict.fromkeys(found))
 
     return of
 
 
-def _explains(cause: Finding, finding: Finding, rules: Iterable[Rule]) -> bool:
-    if cause is finding or _rank(cause) > _rank(finding):
-        # A warning never explains a failure away.
-        return False
-    return any(
-        fnmatchcase(finding.id, rule.symptom)
-        and any(fnmatchcase(cause.id, pattern) for pattern in rule.causes)
-        and rule.relation(finding.where, cause.where)
-        for rule in rules
-    )
+def _rank(finding: Finding) -> int:
+    return (Severity.FAIL, Severity.UNKNOWN, Severity.WARN).index(finding.severity)

@@ -207,6 +207,7 @@ class RemoteSupervisor:
         self.host = host
         self.workdir = workdir
         self._lease = lease
+        self._keep_files = "--keep-files" in argv  # the agent's own option
         self._link = _Link(host, argv, lease)
         self._closed = False
 
@@ -392,6 +393,10 @@ class RemoteSupervisor:
             raise LabError(
                 f"{self.host.name}: run {run_id} lost its agent and is still there: {names}"
             ) from None
+        if not self._keep_files:
+            # The host has removed it; files that we were just placing may have brought it back.
+            directory = shlex.quote(self.run_dir)
+            self.host.run(f"rm -rf -- {directory}", timeout=self.host.timeouts.command)
 
     def _call(self, operation: str, *, extra: float = 0.0, **details: Any) -> Any:
         return self._link.call(operation, self.host.timeouts.command + extra, **details)

@@ -24,7 +24,8 @@ from typing import Protocol
 from pd_validate.checks.answers import check_served
 from pd_validate.checks.pulls import check_failed_loads
 from pd_validate.checks.signatures import scan
-from pd_validate.errors import LabError, PdValidateError, WaitTimeout
+from pd_validate.errors import HostUnreachable, LabError, PdValidateError, WaitTimeout
+from pd_validate.facts.hosts import failure_id
 from pd_validate.findings import Finding, Where
 from pd_validate.hosts.api import (
     Commands,
@@ -145,10 +146,10 @@ class Topology:
         """Start everything at once, wait for the first real answer. Idempotent.
 
         Raises BringUpFailed, also at every later call once it did; LabError if a host
-        is lost on the way.
+        cannot be worked with on the way.
         """
         if self._failure is None and not self._is_up:
-            self._start()
+            self._remembering(self._start)
         self.wait_ready()
 
     def wait_ready(self) -> None:
@@ -157,14 +158,13 @@ class Topology:
             raise self._failure
         if self._is_up:
             return
-        try:
-            self._wait_for_instances()
-            self._wait_for_first_tokens()
-            self._wait_for_links()
-            self._wait_for_proxy()
-        except BringUpFailed as failure:
-            self._failure = failure
-            raise
+        for step in (
+            self._wait_for_instances,
+            self._wait_for_first_tokens,
+            self._wait_for_links,
+            self._wait_for_proxy,
+        ):
+            self._remembering(step)
         self._is_up = True
 
     def give_up(self) -> None:
@@ -184,13 +184,20 @@ class Topology:
         return found
 
     def check_alive(self) -> list[Finding]:
-        """A finding for every process that has ended by itself."""
-        seen = self.status()
-        return [
-            self._exited(process, status)
-            for process in self.plan.processes()
-            if (status := seen.get(process.name)) and not status.alive
-        ]
+        """A finding for every process that has ended by itself, and for every lost host."""
+        found: list[Finding] = []
+        for host in self._used_hosts():
+            try:
+                seen = self._hosts[host].supervisor.status()
+            except HostUnreachable as error:
+                found += self._without_agent(host, error)
+                continue
+            found += [
+                self._exited(process, status)
+                for process in self.plan.on(host)
+                if (status := seen.get(process.name)) and not status.alive
+            ]
+        return found
 
     def check_stopped(self) -> list[Finding]:
         """A finding for every process of which something stands still because of a signal."""
@@ -393,7 +400,7 @@ class Topology:
             try:
                 for launch in self._launches(host):
                     self._wait_healthy(launch, deadline, failed)
-            except BringUpFailed:
+            except (BringUpFailed, HostUnreachable):
                 failed.set()
                 raise
             return "engines answer"
@@ -487,6 +494,48 @@ class Topology:
         self._all_or_fail("first completion through the proxy", {process.name: process.host}, one)
 
     # --- helpers ---
+
+    def _remembering(self, step: Callable[[], None]) -> None:
+        """A step of bring-up; what fails it fails every later call. A lost host does, too."""
+        try:
+            step()
+        except BringUpFailed as failure:
+            self._failure = failure
+            raise
+        except HostUnreachable as error:
+            findings = self.check_alive()
+            if not findings:
+                raise
+            self._failure = BringUpFailed(findings)
+            raise self._failure from error
+
+    def _without_agent(self, host: str, lost: HostUnreachable) -> list[Finding]:
+        """Our agent has ended, and with it all that it had started; or the host is lost."""
+        where = Where(host=host)
+        processes = self.plan.on(host)
+        try:
+            self._hosts[host].commands.run("true", timeout=self.cluster.timeouts.command)
+        except LabError as error:
+            id_ = failure_id(error)
+            return [Finding(id=id_, where=where, expected="an answer", got=str(error))]
+        names = ", ".join(process.name for process in processes)
+        agent = Finding(
+            id="host.agent-lost",
+            where=where,
+            expected=f"our agent there, supervising {names}",
+            got=str(lost),
+        )
+        ended = [
+            Finding(
+                id="engine.exited",
+                where=Where(host=host, instance=process.name),
+                expected="a running process",
+                got="it ended with our agent, which had started it",
+                because=(agent.as_cause(),),
+            )
+            for process in processes
+        ]
+        return [agent, *ended]
 
     def _unless_sick(self, probe: Callable[[], list[Finding]]) -> list[Finding]:
         """What `probe` finds; or, without waiting for its end, what is dead or stands still."""

@@ -25,7 +25,11 @@ CELLS = [
     ("xdist-worker", "tests", FAILED, True),
     ("ssh-server", "bring-up", FAILED, True),
     ("engine-worker", "tests", FAILED, True),
+    ("agent", "staging", FAILED, False),
+    ("agent", "tests", FAILED, True),
 ]
+
+FINDINGS = {"ssh-server": "host.unreachable", "agent": "host.agent-lost"}
 
 
 @pytest.mark.parametrize(("kill", "phase", "exit_code", "logs"), CELLS)
@@ -39,5 +43,5 @@ def test_nothing_stays_and_the_report_says_what_happened(
     assert (trial.verdict is None) == (exit_code == KILLED), str(trial)
     if logs:
         assert trial.logs > 0, str(trial)
-    if kill == "ssh-server":
-        assert "host.unreachable" in trial.findings
+    if kill in FINDINGS:
+        assert FINDINGS[kill] in trial.findings

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from lab import NOW, Lab, card
 
+from pd_validate.checks.explain import explained
 from pd_validate.facts.hosts import requests_of
+from pd_validate.findings import Finding, Where, root_findings
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,15 @@ def test_port_that_cannot_be_tried_is_unknown() -> None:
     lab = Lab()
     lab.change("d1", ports=[{"address": "0.0.0.0", "port": 80, "free": None, "error": "denied"}])
     assert lab.lines() == ["unknown host.port-taken at d1 port 80"]
+
+
+def test_a_lost_host_explains_what_ran_there() -> None:
+    lost = Finding(id="host.unreachable", where=Where(host="d1"))
+    there = Where(host="d1", instance="decode-1")
+    symptoms = [
+        Finding(id="service.error", where=there),
+        Finding(id="kvlink.timeout", where=Where(host="p1", instance="prefill-1", peer_host="d1")),
+        Finding(id="drain.leak", where=Where(host="p1", instance="prefill-1")),
+    ]
+    elsewhere = Finding(id="service.error", where=Where(host="d2", instance="decode-2"))
+    assert root_findings(explained([lost, *symptoms, elsewhere])) == [lost, elsewhere]

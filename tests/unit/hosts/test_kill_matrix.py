@@ -195,9 +195,16 @@ def test_a_supervisor_that_lost_its_agent_says_so_and_still_closes(
         for _ in range(2):
             with pytest.raises(HostUnreachable, match="d1: lost our agent there"):
                 run.status()
-        run.close()  # waits for the watch's clean-up
+        wait_for(
+            lambda: True if not os.path.exists(run.run_dir) else None,
+            seconds=PROMISE,
+            what="the watch's clean-up",
+        )
+        host.put(b"{}", f"{run.run_dir}/ranktable.json")  # we were just placing it
+        run.close()
         assert not lives(engine.pid)
         assert is_empty(survey(host, workdir))
+        assert os.listdir(workdir) == []
 
 
 def test_closing_when_the_host_is_gone_is_an_error(fragile: TwinHosts, workdir: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pd_validate.errors import LabError
+from pd_validate.errors import HostUnreachable, LabError
 from pd_validate.hosts.api import Completed, ProcessSpec, ProcessStatus, StoppedProcess
 
 ENGINE = Path(__file__).with_name("small_engine.py")
@@ -23,6 +23,7 @@ class LocalCommands:
     name: str
     ran: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
+    lost: bool = False  # nothing reaches the host
 
     def run(
         self,
@@ -32,6 +33,8 @@ class LocalCommands:
         stdin: bytes | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Completed:
+        if self.lost:
+            raise HostUnreachable(f"{self.name}: no route to host")
         self.ran.append(command)
         started = time.monotonic()
         done = subprocess.run(
@@ -75,6 +78,7 @@ class LocalSupervisor:
         self._behaviours = behaviours
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.specs: dict[str, ProcessSpec] = {}
+        self.lost = False  # the agent has ended, and what it had started with it
 
     @property
     def run_dir(self) -> str:
@@ -94,6 +98,9 @@ class LocalSupervisor:
         return self.status()[spec.name]
 
     def status(self) -> dict[str, ProcessStatus]:
+        if self.lost:
+            self.close()
+            raise HostUnreachable("lost our agent there")
         return {
             name: ProcessStatus(name, p.pid, p.poll(), 0.0, None, str(self._log(name)))
             for name, p in self._processes.items()

@@ -300,6 +300,35 @@ def test_a_process_that_ends_later_is_found(make: Make) -> None:
     assert finding.got == "it ended with exit code -15"
 
 
+def test_an_agent_that_ends_takes_its_processes_along(make: Make) -> None:
+    topology = make()
+    topology.up()
+    topology._hosts["d1"].supervisor.lost = True
+    agent, engine = topology.check_alive()
+    assert (agent.id, agent.where) == ("host.agent-lost", Where(host="d1"))
+    assert (engine.id, engine.where) == ("engine.exited", Where(host="d1", instance="decode-1"))
+    assert [cause.id for cause in engine.because] == ["host.agent-lost"]
+    assert topology.check_sick() == [agent, engine]
+
+
+def test_a_host_that_is_lost_is_not_told_as_its_agent(make: Make) -> None:
+    topology = make()
+    topology.up()
+    topology._hosts["d1"].supervisor.lost = topology._hosts["d1"].commands.lost = True
+    (finding,) = topology.check_alive()
+    assert (finding.id, finding.where) == ("host.unreachable", Where(host="d1"))
+
+
+def test_an_agent_that_ends_while_engines_load_ends_the_wait(make: Make) -> None:
+    """Also on the other hosts, whose engines would be waited for."""
+    topology = make(prefill_1="hangs", decode_1="hangs", decode_2="hangs")
+    topology._hosts["d2"].supervisor.lost = True
+    findings, seconds = failure_of(topology)
+    assert [finding.id for finding in findings] == ["host.agent-lost", "engine.exited"]
+    assert seconds < SOON
+    assert failure_of(topology)[0] == findings
+
+
 def test_traces_of_all_hosts(make: Make, tmp_path: Path) -> None:
     topology = make()
     for host in ("p1", "d2"):
