@@ -8,12 +8,15 @@ round after round, so that other load strikes all of them alike:
 
 bare     sendall of one contiguous piece, recv_into with MSG_WAITALL; the kernel's own socket
          buffers, and once more with the transport's size of them
+pieces   the same pieces as pull, over a bare socket: sendmsg and recvmsg_into of lists that were
+         cut before, so nothing but the kernel's work
 pull     pull_blocks of our llm_datadist
 mooncake batch_transfer_sync_read of mooncake-transfer-engine over its TCP transport, with the
          same pieces; PYTHON is an interpreter that can import it
 
 A figure is the median of all rounds but the first, in GB/s (1e9 bytes). `ratio` is the median of
-the rounds' own ratios, pull against the better of the two bare copies.
+the rounds' own ratios, pull against the better of the two bare copies of one contiguous piece;
+`of pieces` the same against the bare copy of the same pieces.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from typing import Any
 
 SITE = Path(__file__).parents[1] / "twin" / "site"
 TENSORS = 8  # four layers, K and V
+IOV_MAX = os.sysconf("SC_IOV_MAX")  # pieces in one system call
 MOONCAKE_QUEUE = 2048  # pieces in one call: its TCP transport refused 3200
 
 
@@ -73,10 +77,23 @@ class Case:
         from llm_datadist.native.transfer import merge
 
         size = self.block_bytes
-        return [(r.remote * size, r.local * size, r.count * size) for r in merge(*self.lists())]
+        runs = merge(*self.lists()).sorted_by_local()
+        columns = zip(runs.remote, runs.local, runs.count, strict=True)
+        return [(remote * size, local * size, count * size) for remote, local, count in columns]
+
+    def cut(self, memory: Memory, column: int) -> list[list[memoryview]]:
+        """The pieces in `memory`, of the owner (column 0) or the puller (1), in lists to move."""
+        tensor = self.blocks * self.block_bytes
+        views = [
+            memory.view[base + piece[column] : base + piece[column] + piece[2]]
+            for base in range(0, TENSORS * tensor, tensor)
+            for piece in self.pieces()
+        ]
+        return [views[first : first + IOV_MAX] for first in range(0, len(views), IOV_MAX)]
 
 
 KIB, MIB = 1024, 1024 * 1024
+BUFFER = 256 * KIB  # of sockets, as the transport has them
 CASES = [
     Case("contiguous 256 MiB", 64, MIB, 32, False),
     Case("scattered 1 MiB", 64, MIB, 32, True),
@@ -140,6 +157,44 @@ def serve_bare(memory: Memory, buffer: int) -> int:
         connection, _ = listener.accept()
         while size := int.from_bytes(connection.recv(8), "little"):
             connection.sendall(memory.view[:size])
+
+    threading.Thread(target=serve, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
+class Pieces(Way):
+    """The same pieces as a pull, cut beforehand, over a plain connection."""
+
+    name = "bare, same pieces"
+
+    def __init__(self, port: int, lists: Sequence[Sequence[memoryview]]) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self._socket.connect(("127.0.0.1", port))
+        self._lists = lists
+
+    def move(self) -> None:
+        from llm_datadist.native.wire import receive_pieces
+
+        self._socket.sendall(b".")
+        for pieces in self._lists:
+            receive_pieces(self._socket, pieces)
+
+
+def serve_pieces(lists: Sequence[Sequence[memoryview]]) -> int:
+    """Answer each byte with all of the lists; the port."""
+    from llm_datadist.native.wire import send_pieces
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        while connection.recv(1):
+            for pieces in lists:
+                send_pieces(connection, pieces)
 
     threading.Thread(target=serve, daemon=True).start()
     return int(listener.getsockname()[1])
@@ -242,7 +297,8 @@ def own(case: Case, *, mooncake: bool) -> None:
         keep.append(engine)
     else:
         instance, _ = datadist(1, case, memory)
-        doors |= {f"bare{n}": serve_bare(memory, n) for n in (0, 256 * KIB)}
+        doors |= {f"bare{n}": serve_bare(memory, n) for n in (0, BUFFER)}
+        doors["pieces"] = serve_pieces(case.cut(memory, 0))
     print(json.dumps(doors), flush=True)
     if not mooncake:
         link(instance)
@@ -250,14 +306,15 @@ def own(case: Case, *, mooncake: bool) -> None:
 
 
 def pull(case: Case, doors: dict[str, Any], rounds: int) -> list[list[float]]:
-    """The puller: seconds of each way (bare, bare, pull_blocks) in each round but the first."""
+    """The puller: seconds of each way (bare, bare, pieces, pull) in each round but the first."""
     size = TENSORS * case.blocks * case.block_bytes
     memory = Memory(size)
     instance, cache = datadist(2, case, memory)
     link(instance)
     from llm_datadist import BlocksCacheKey
 
-    ways: list[Way] = [Bare(doors[f"bare{n}"], memory, case.size, n) for n in (0, 256 * KIB)]
+    ways: list[Way] = [Bare(doors[f"bare{n}"], memory, case.size, n) for n in (0, BUFFER)]
+    ways.append(Pieces(doors["pieces"], case.cut(memory, 1)))
     ways.append(Pull(instance.cache_manager, cache, BlocksCacheKey(1), case))
     times = measure(ways, rounds)
     instance.finalize()
@@ -317,19 +374,23 @@ def rate(case: Case, seconds: Sequence[float]) -> float:
 
 
 def report(rounds: int, mooncake: str | None) -> None:
-    head = ["case", "MiB", "pieces", "bare", "bare 256 KiB", "pull_blocks", "ratio"]
+    head = ["case", "MiB", "pieces", "bare", "bare 256 KiB", "bare pieces", "pull_blocks"]
+    head += ["ratio", "of pieces"]
     head += ["mooncake"] if mooncake else []
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
     for case in CASES:
-        bare, tuned, pulled = run(case, rounds, sys.executable, mooncake=False)
-        ratios = [min(a, b) / p for a, b, p in zip(bare, tuned, pulled, strict=True)]
+        bare, tuned, pieces, pulled = run(case, rounds, sys.executable, mooncake=False)
+        best = map(min, bare, tuned)
+        ratios = [whole / ours for whole, ours in zip(best, pulled, strict=True)]
+        of_pieces = [theirs / ours for theirs, ours in zip(pieces, pulled, strict=True)]
         row = [
             case.name,
             f"{case.size / MIB:.0f}",
             f"{TENSORS * len(case.pieces())}",
-            *(f"{rate(case, seconds):.2f}" for seconds in (bare, tuned, pulled)),
+            *(f"{rate(case, seconds):.2f}" for seconds in (bare, tuned, pieces, pulled)),
             f"{statistics.median(ratios):.2f}",
+            f"{statistics.median(of_pieces):.2f}",
         ]
         if mooncake:
             row.append(f"{rate(case, run(case, rounds, mooncake, mooncake=True)[0]):.2f}")

@@ -140,10 +140,10 @@ def hosts(*, engine: str) -> Iterator[Hosts]:
 
 def _pytest(number: signal.Signals, times: int = 1) -> Callable[[int, Hosts], None]:
     def kill(pid: int, hosts: Hosts) -> None:
-        for _ in range(times):
+        for again in range(times):
+            if again:
+                time.sleep(0.7)  # a person presses twice within a second
             os.kill(pid, number)
-            if times > 1:  # a person presses twice within a second
-                time.sleep(0.7)
 
     return kill
 
@@ -259,8 +259,8 @@ def try_kill(hosts: Hosts, kill: Kill, phase: str) -> Trial:
         )
     try:
         _await_phase(run, phase, hosts, log)
+        kill.kill(run.pid, hosts)  # which may wait until its victim is there
         at = time.monotonic()
-        kill.kill(run.pid, hosts)
         run.wait(END_SECONDS)
         ended = time.monotonic() - at
         gone, left = _await_gone(hosts, run, at)

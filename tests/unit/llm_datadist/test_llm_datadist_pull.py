@@ -62,12 +62,13 @@ def test_what_the_owner_writes_later_is_what_is_read_later(pair: Pair) -> None:
 
 
 def test_runs_of_consecutive_pairs_are_merged() -> None:
-    from llm_datadist.native.transfer import Run, merge
+    from llm_datadist.native.transfer import Runs, merge
 
-    assert merge([4, 5, 6], [1, 2, 3]) == [Run(4, 1, 3)]
-    assert merge([4, 5, 6], [1, 2, 9]) == [Run(4, 1, 2), Run(6, 9, 1)]
-    assert merge([6, 5], [2, 1]) == [Run(6, 2, 1), Run(5, 1, 1)]
-    assert merge([], []) == []
+    assert merge([4, 5, 6], [1, 2, 3]) == Runs(remote=(4,), local=(1,), count=(3,))
+    assert merge([4, 5, 6], [1, 2, 9]) == Runs(remote=(4, 6), local=(1, 9), count=(2, 1))
+    assert merge([6, 5], [2, 1]) == Runs(remote=(6, 5), local=(2, 1), count=(1, 1))
+    assert merge([], []) == Runs((), (), ())
+    assert merge([9, 4, 5], [8, 1, 2]).sorted_by_local() == Runs((4, 9), (1, 8), (2, 1))
 
 
 @pytest.mark.parametrize(

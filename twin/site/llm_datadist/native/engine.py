@@ -13,15 +13,16 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
+from operator import add
 
 from llm_datadist.native.caches import CacheEntry, CacheTable, Key, RemoteTable, memory
 from llm_datadist.native.errors import NativeError, refuse_if
 from llm_datadist.native.fabric import Fabric
+from llm_datadist.native.faults import Arrival
 from llm_datadist.native.links import Entity, Links, link_timeout
 from llm_datadist.native.place import Endpoint, Place, Registry
 from llm_datadist.native.server import Server
-from llm_datadist.native.transfer import Plan, Run, Transfers, check_size, merge
+from llm_datadist.native.transfer import Plan, Runs, Transfers, check_size, merge
 from llm_datadist.native.waiting import SharedLock
 from llm_datadist.status import LLMStatusCode
 
@@ -266,7 +267,7 @@ class Engine:
                 count = len(target_tensors or local.addresses)
                 check_size(count, len(runs))
                 # Receiving is the slower side; in order of our own addresses it is faster.
-                runs.sort(key=attrgetter("local"))
+                runs = runs.sorted_by_local()
                 remote, remote_batch = self._remote_table(entity, deadline).find(key)
                 self._check_accessible(local, remote)
                 selected = _remote_tensors(remote, source_tensors, count)
@@ -278,17 +279,19 @@ class Engine:
                 plan = Plan(
                     local=tuple(self._tensors(local))[tensors.start : tensors.stop],
                     remote=selected,
-                    local_offsets=tuple(own + run.local * length for run in runs),
-                    remote_offsets=tuple(base + run.remote * length for run in runs),
-                    lengths=tuple(run.count * length for run in runs),
-                    blocks=tuple(
-                        slice(own + b * length, own + (b + 1) * length)
-                        for b in target_blocks or [0]
-                    ),
+                    local_offsets=[own + block * length for block in runs.local],
+                    remote_offsets=[base + block * length for block in runs.remote],
+                    lengths=[count * length for count in runs.count],
+                )
+                arrival = Arrival(
+                    tensors=plan.local,
                     first_tensor=tensors.start,
                     tensors_per_layer=tensors_per_layer,
+                    blocks=target_blocks or (0,),
+                    block_bytes=length,
+                    start=own,
                 )
-                self._transfers.pull(entity, plan, deadline)
+                self._transfers.pull(entity, plan, arrival, deadline)
 
     def _runs(
         self,
@@ -296,19 +299,19 @@ class Engine:
         source_blocks: Sequence[int],
         target_blocks: Sequence[int],
         size: int,
-    ) -> tuple[list[Run], int]:
+    ) -> tuple[Runs, int]:
         """What to read, and the bytes of one block (or of the batch)."""
         if not target_blocks:
-            return [Run(0, 0, 1)], local.stride if size < 0 else size
+            return Runs((0,), (0,), (1,)), local.stride if size < 0 else size
         if not source_blocks:
-            runs = [Run(index, block, 1) for index, block in enumerate(target_blocks)]
+            count = len(target_blocks)
+            runs = Runs(range(count), target_blocks, (1,) * count)
         else:
             refuse_if(
                 len(source_blocks) != len(target_blocks),
                 f"{len(source_blocks)} source blocks for {len(target_blocks)} target blocks",
             )
             runs = merge(source_blocks, target_blocks)
-            runs.sort(key=lambda run: run.remote)  # memory is faster in order, on one side at least
         _check_local(runs, local)
         return runs, local.stride
 
@@ -369,14 +372,14 @@ class Engine:
                     _check_local(runs, local)
                 else:
                     refuse_if(batch >= local.batches, f"batch {batch} out of range")
-                    runs = [Run(0, batch, 1)]
+                    runs = Runs((0,), (batch,), (1,))
                 base = remote_batch * remote.stride
                 plan = Plan(
                     local=tuple(self._tensors(local))[source_range],
                     remote=remote.addresses[target_range],
-                    local_offsets=tuple(run.local * local.stride for run in runs),
-                    remote_offsets=tuple(base + run.remote * local.stride for run in runs),
-                    lengths=tuple(run.count * local.stride for run in runs),
+                    local_offsets=[block * local.stride for block in runs.local],
+                    remote_offsets=[base + block * local.stride for block in runs.remote],
+                    lengths=[count * local.stride for count in runs.count],
                 )
                 self._transfers.push(entity, plan, deadline)
 
@@ -439,17 +442,17 @@ def _remote_tensors(remote: CacheEntry, wanted: range | None, count: int) -> tup
     return remote.addresses[tensors.start : tensors.stop]
 
 
-def _check_local(runs: Sequence[Run], local: CacheEntry) -> None:
-    last = max(run.local + run.count - 1 for run in runs)
+def _check_local(runs: Runs, local: CacheEntry) -> None:
+    last = max(map(add, runs.local, runs.count)) - 1
     refuse_if(last >= local.num_blocks, f"own block {last} is out of range [0, {local.num_blocks})")
 
 
-def _check_remote(runs: Sequence[Run], length: int, remote: CacheEntry, limit: int) -> None:
+def _check_remote(runs: Runs, length: int, remote: CacheEntry, limit: int) -> None:
     """As CANN: by the local block size, only where a run starts and how long it is."""
     count = -(-remote.tensor_bytes // length)
-    first = max(run.remote for run in runs)
+    first = max(runs.remote)
     refuse_if(first >= count, f"source block {first} is out of range [0, {count})")
-    longest = max(run.count for run in runs) * length
+    longest = max(runs.count) * length
     refuse_if(longest > limit, f"{longest} bytes exceed the remote's {limit}")
 
 

@@ -61,7 +61,14 @@ class Arrival:
     tensors: Sequence[memoryview]  # of the destination, in the order of the pull
     first_tensor: int  # index of the first of them in the cache
     tensors_per_layer: int
-    blocks: Sequence[slice]  # of each block in a tensor, in the order of the call
+    blocks: Sequence[int]  # in the order of the call
+    block_bytes: int
+    start: int = 0  # of block 0 in a tensor, in bytes
+
+    def block(self, index: int) -> slice:
+        """Where the block at this place of the call's list lies in a tensor."""
+        first = self.start + self.blocks[index] * self.block_bytes
+        return slice(first, first + self.block_bytes)
 
 
 class Script:
@@ -188,7 +195,7 @@ def _chosen(fault: Mapping[str, Any], arrival: Arrival) -> range:
 def _blocks(fault: Mapping[str, Any], arrival: Arrival) -> Iterator[memoryview]:
     for tensor in _tensors(fault, arrival):
         for index in _chosen(fault, arrival):
-            yield tensor[arrival.blocks[index]]
+            yield tensor[arrival.block(index)]
 
 
 def _swap(fault: Mapping[str, Any], arrival: Arrival) -> None:
@@ -199,5 +206,5 @@ def _swap(fault: Mapping[str, Any], arrival: Arrival) -> None:
     }
     for tensor in _tensors(fault, arrival):
         for a, b in sorted(pairs):
-            one, other = tensor[arrival.blocks[a]], tensor[arrival.blocks[b]]
+            one, other = tensor[arrival.block(a)], tensor[arrival.block(b)]
             one[:], other[:] = bytes(other), bytes(one)

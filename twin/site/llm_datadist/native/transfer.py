@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import sub
 
 from llm_datadist.native import wire
 from llm_datadist.native.errors import NativeError, refuse_if
@@ -26,28 +27,40 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
-class Run:
-    """Consecutive blocks that are consecutive on both sides; ids of the first, and how many."""
+class Runs:
+    """Consecutive blocks that are consecutive on both sides; ids of the first, and how many.
 
-    remote: int
-    local: int
-    count: int
+    Column by column: there may be thousands, and the peer waits for them.
+    """
+
+    remote: Sequence[int]
+    local: Sequence[int]
+    count: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def sorted_by_local(self) -> Runs:
+        order = sorted(range(len(self)), key=self.local.__getitem__)
+        columns = (self.remote, self.local, self.count)
+        return Runs(*(tuple(map(column.__getitem__, order)) for column in columns))
 
 
-def merge(remote: Sequence[int], local: Sequence[int]) -> list[Run]:
+def merge(remote: Sequence[int], local: Sequence[int]) -> Runs:
     """Runs of the pairs (remote id, local id), in order."""
-    runs: list[Run] = []
-    start = 0
-    for end in range(1, len(remote) + 1):
-        if (
-            end < len(remote)
-            and remote[end] == remote[end - 1] + 1
-            and local[end] == local[end - 1] + 1
-        ):
-            continue
-        runs.append(Run(remote[start], local[start], end - start))
-        start = end
-    return runs
+    neighbours = zip(remote, remote[1:], local, local[1:], strict=False)
+    breaks = [
+        place
+        for place, (before, here, own_before, own_here) in enumerate(neighbours, 1)
+        if here != before + 1 or own_here != own_before + 1
+    ]
+    starts = [0, *breaks] if remote else []
+    ends = [*breaks, len(remote)]
+    return Runs(
+        remote=tuple(map(remote.__getitem__, starts)),
+        local=tuple(map(local.__getitem__, starts)),
+        count=tuple(map(sub, ends, starts)),
+    )
 
 
 def check_size(tensors: int, runs: int) -> None:
@@ -60,20 +73,13 @@ def check_size(tensors: int, runs: int) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What moves between local and remote memory: the same spans of each pair of tensors.
-
-    `blocks` are the local spans as the caller sees them, one per block of its list: faults are
-    told in them.
-    """
+    """What moves between local and remote memory: the same spans of each pair of tensors."""
 
     local: tuple[memoryview, ...]  # tensors
     remote: tuple[int, ...]  # addresses of tensors
-    local_offsets: tuple[int, ...]  # bytes, one per run
-    remote_offsets: tuple[int, ...]
-    lengths: tuple[int, ...]
-    blocks: tuple[slice, ...] = ()
-    first_tensor: int = 0
-    tensors_per_layer: int = 2
+    local_offsets: Sequence[int]  # bytes, one per run
+    remote_offsets: Sequence[int]
+    lengths: Sequence[int]
 
     @property
     def size(self) -> int:
@@ -86,9 +92,6 @@ class Plan:
     def batches(self) -> Iterator[list[memoryview]]:
         """The local memory, in the order in which it moves."""
         return wire.batches(self.local, self.local_offsets, self.lengths)
-
-    def arrival(self) -> Arrival:
-        return Arrival(self.local, self.first_tensor, self.tensors_per_layer, self.blocks)
 
 
 class Transfers:
@@ -110,14 +113,15 @@ class Transfers:
             self._pass(entity, 0, deadline)
             return wire.ask(entity.connected(deadline), Operation.TABLE)[1]
 
-    def pull(self, entity: Entity, plan: Plan, deadline: float) -> None:
+    def pull(self, entity: Entity, plan: Plan, arrival: Arrival, deadline: float) -> None:
         """Read remote memory into local memory. LLM_TIMEOUT, LLM_FAILED; then the link is dead
-        and what the destination holds is undefined.
+        and what the destination holds is undefined. `arrival` is the same destination as the
+        caller sees it: faults are told in its blocks.
         """
         faults = self._script.next_pull(
-            self._fabric.kv_faults(), entity.peer.place, self.place, len(plan.blocks)
+            self._fabric.kv_faults(), entity.peer.place, self.place, len(arrival.blocks)
         )
-        faults.before(plan.arrival())
+        faults.before(arrival)
         with _Mishaps(entity):
             if faults.stalls:
                 pause(self._timeout, deadline)
@@ -127,15 +131,13 @@ class Transfers:
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
             wire.send_frame(connection, Operation.READ, plan.request())
-            for number, batch in enumerate(plan.batches()):
-                if number:
-                    self._pass(entity, 0, deadline)
+            for batch in self._while_it_stands(entity, plan, deadline):
                 wire.set_deadline(connection, deadline)
                 if faults.resets:
                     wire.receive_pieces(connection, batch[: len(batch) // 2])
                     _reset(connection)
                 wire.receive_pieces(connection, batch)
-        faults.after(plan.arrival())
+        faults.after(arrival)
 
     def push(self, entity: Entity, plan: Plan, deadline: float) -> None:
         """Write local memory into remote memory; errors as `pull`."""
@@ -143,13 +145,23 @@ class Transfers:
             self._pass(entity, plan.size, deadline)
             connection = entity.connected(deadline)
             wire.send_frame(connection, Operation.WRITE, plan.request())
-            for number, batch in enumerate(plan.batches()):
-                if number:
-                    self._pass(entity, 0, deadline)
+            for batch in self._while_it_stands(entity, plan, deadline):
                 wire.set_deadline(connection, deadline)
                 wire.send_pieces(connection, batch)
             wire.set_deadline(connection, deadline)
             wire.receive_frame(connection)
+
+    def _while_it_stands(
+        self, entity: Entity, plan: Plan, deadline: float
+    ) -> Iterator[list[memoryview]]:
+        """The plan's batches; looks again and again whether the path still stands."""
+        unseen = 0
+        for batch in plan.batches():
+            if unseen >= wire.BATCH:
+                self._pass(entity, 0, deadline)
+                unseen = 0
+            yield batch
+            unseen += sum(map(len, batch))
 
     def _pass(self, entity: Entity, size: int, deadline: float) -> None:
         """Go through the fabric to the peer, waiting while it lets nothing through."""

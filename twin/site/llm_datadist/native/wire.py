@@ -10,7 +10,6 @@ the kernel's own (SO_RCVTIMEO, SO_SNDTIMEO).
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import time
@@ -18,12 +17,15 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import add
 from typing import Any
 
 # Small buffers are faster here than the kernel's growing ones: they stay in a core's cache.
 SOCKET_BUFFER = 256 * 1024  # bytes
-PIECES = os.sysconf("SC_IOV_MAX")  # buffers in one system call
-BATCH = 64 * 1024 * 1024  # bytes after which a receiver looks whether the path still stands
+# Buffers in one system call: few at first, so that the other side has soon something to do, and
+# never so many that a socket's buffer runs empty while the next list is made.
+FIRST_PIECES, PIECES = 64, 512
+BATCH = 64 * 1024 * 1024  # bytes after which one looks whether the path still stands
 BODY_LIMIT = 16 * 1024 * 1024  # bytes of a frame's body
 
 _HEADER = struct.Struct("<IQ")
@@ -46,16 +48,14 @@ class Operation(IntEnum):
 class Spans:
     """The same spans (offset, length in bytes) of several tensors, each given by its address."""
 
-    tensors: tuple[int, ...]
-    offsets: tuple[int, ...]
-    lengths: tuple[int, ...]
+    tensors: Sequence[int]
+    offsets: Sequence[int]
+    lengths: Sequence[int]
 
     @property
     def end(self) -> int:
         """One past the last byte used in each tensor."""
-        return max(
-            offset + length for offset, length in zip(self.offsets, self.lengths, strict=True)
-        )
+        return max(map(add, self.offsets, self.lengths))
 
     def pack(self) -> bytes:
         numbers = array("Q", (len(self.tensors), *self.tensors, *self.offsets, *self.lengths))
@@ -145,19 +145,21 @@ def from_json(body: bytes) -> dict[str, Any]:
 def batches(
     regions: Sequence[memoryview], offsets: Sequence[int], lengths: Sequence[int]
 ) -> Iterator[list[memoryview]]:
-    """The same spans of each region, region by region, in lists for one system call each.
+    """The same spans of each region, in lists for one system call each.
 
     A list has at most PIECES pieces, and not much more than BATCH bytes. It is made when it is
-    asked for: the kernel moves one list while the other side makes its next.
+    asked for: the kernel moves one list while the other side makes its next. Both sides of a
+    transfer go through their memory in this order.
     """
-    cuts = [slice(start, start + size) for start, size in zip(offsets, lengths, strict=True)]
-    at_once = max(min(PIECES, BATCH // max(lengths)), 1)
-    together = max(at_once // len(cuts), 1)  # regions in one list
-    for first in range(0, len(regions), together):
-        group = regions[first : first + together]
-        for start in range(0, len(cuts), at_once):
-            part = cuts[start : start + at_once]
-            yield [region[cut] for region in group for cut in part]
+    pieces = max(min(PIECES, BATCH // max(lengths)), 1)
+    done, limit = 0, min(FIRST_PIECES, pieces)
+    while done < len(offsets):
+        part = slice(done, done + max(limit // len(regions), 1))
+        spans = zip(offsets[part], lengths[part], strict=True)
+        cuts = [slice(start, start + size) for start, size in spans]
+        for first in range(0, len(regions), pieces):
+            yield [region[cut] for region in regions[first : first + pieces] for cut in cuts]
+        done, limit = part.stop, pieces
 
 
 def send_pieces(sock: socket.socket, pieces: Sequence[memoryview]) -> None:
