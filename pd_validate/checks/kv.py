@@ -16,6 +16,8 @@ from pd_validate.traffic.trace import TraceRecord, Transfer
 
 _TENSORS = ("K", "V")
 
+Digests = Mapping[int, Sequence[str]]  # of a block's tensors, by its number in the prompt
+
 
 @dataclass(frozen=True)
 class Place:
@@ -33,6 +35,16 @@ class Place:
         return f"rank {self.rank}, {self.layer} {tensor}, {block}"
 
 
+@dataclass(frozen=True)
+class _Wrong:
+    """A digest that is not the produced one. `kept`: the block held the same before the pull."""
+
+    here: Place
+    want: str
+    got: str
+    kept: bool
+
+
 def check_transfers(
     transfers: Sequence[Transfer], records: Iterable[TraceRecord], hosts: Mapping[str, str]
 ) -> list[Finding]:
@@ -42,9 +54,12 @@ def check_transfers(
     elsewhere tells where wrong KV came from. `hosts` maps instances to hosts.
     """
     origins = _origins(record for record in records if record.phase == "produced")
+    wrongs = [wrong for transfer in transfers for wrong in _wrongs(transfer)]
+    # The same prompt, pulled again into the same block, meets there what went wrong before.
+    arrived = {(w.want, w.got): _classify(w, origins) for w in wrongs if not w.kept}
     findings: list[Finding] = []
     for transfer in transfers:
-        findings += _check_transfer(transfer, origins, hosts)
+        findings += _check_transfer(transfer, origins, arrived, hosts)
     return findings
 
 
@@ -90,8 +105,12 @@ def _origins(records: Iterable[TraceRecord]) -> dict[str, list[Place]]:
 
 
 def _check_transfer(
-    transfer: Transfer, origins: Mapping[str, list[Place]], hosts: Mapping[str, str]
+    transfer: Transfer,
+    origins: Mapping[str, list[Place]],
+    arrived: Mapping[tuple[str, str], tuple[str, str]],
+    hosts: Mapping[str, str],
 ) -> Iterator[Finding]:
+    """`arrived`: what else is known of wrong content, by the wanted and the found digest."""
     produced, received = transfer
     where = Where(
         host=hosts.get(received.instance),
@@ -109,37 +128,53 @@ def _check_transfer(
             got="none: the decoder received KV that no prefiller says it produced",
         )
         return
-    reported: set[tuple[str, str]] = set()
     for layer_index, layer in enumerate(received.layers):
-        want_blocks, got_blocks = produced.digests_of(layer), received.digests_of(layer)
-        absent = [number for number in got_blocks if number not in want_blocks]
-        if absent or not got_blocks:
+        wanted, got = produced.digests_of(layer), received.digests_of(layer)
+        if not _comparable(wanted, got):
             yield Finding(
                 id="kv.missing",
                 where=where.model_copy(update={"layer": layer_index}),
-                expected=f"{len(got_blocks) or 'some'} blocks of {layer}",
-                got=f"the prefiller produced {len(want_blocks)}",
+                expected=f"{len(got) or 'some'} blocks of {layer}",
+                got=f"the prefiller produced {len(wanted)}",
             )
+    reported: set[tuple[str, str]] = set()
+    for wrong in _wrongs(transfer):
+        before = arrived.get((wrong.want, wrong.got)) if wrong.kept else None
+        id_, story = before or _classify(wrong, origins)
+        if (wrong.here.layer, id_) in reported:
             continue
-        for number, got in got_blocks.items():
-            for tensor, (want_digest, got_digest) in enumerate(
-                zip_longest(want_blocks[number], got, fillvalue="(no such tensor)")
-            ):
-                if not (want_digest and got_digest) or want_digest == got_digest:
-                    continue
-                here = Place(produced.request, received.rank, layer, tensor, number)
-                kept = _is_unchanged(received, layer, number, tensor)
-                id_, story = _classify(got_digest, here, origins, kept=kept)
-                if (layer, id_) in reported:
-                    continue
-                reported.add((layer, id_))
-                block_id = received.blocks[number - received.first_block]
-                yield Finding(
-                    id=id_,
-                    where=where.model_copy(update={"layer": layer_index, "block": block_id}),
-                    expected=f"{want_digest} ({here})",
-                    got=f"{got_digest}{story}",
-                )
+        reported.add((wrong.here.layer, id_))
+        layer_index = received.layers.index(wrong.here.layer)
+        block_id = received.blocks[wrong.here.block - received.first_block]
+        yield Finding(
+            id=id_,
+            where=where.model_copy(update={"layer": layer_index, "block": block_id}),
+            expected=f"{wrong.want} ({wrong.here})",
+            got=f"{wrong.got}{story}",
+        )
+
+
+def _comparable(wanted: Digests, got: Digests) -> bool:
+    """Whether something was received, and nothing that was not produced."""
+    return bool(got) and got.keys() <= wanted.keys()
+
+
+def _wrongs(transfer: Transfer) -> Iterator[_Wrong]:
+    """Every digest of a transfer that is not the produced one."""
+    produced, received = transfer
+    if produced is None:
+        return
+    for layer in received.layers:
+        wanted, got = produced.digests_of(layer), received.digests_of(layer)
+        if not _comparable(wanted, got):
+            continue
+        for number, digests in got.items():
+            pairs = zip_longest(wanted[number], digests, fillvalue="(no such tensor)")
+            for tensor, (want, digest) in enumerate(pairs):
+                if want and digest and want != digest:
+                    here = Place(produced.request, received.rank, layer, tensor, number)
+                    kept = _is_unchanged(received, layer, number, tensor)
+                    yield _Wrong(here, want, digest, kept)
 
 
 def _is_unchanged(received: TraceRecord, layer: str, number: int, tensor: int) -> bool:
@@ -148,20 +183,15 @@ def _is_unchanged(received: TraceRecord, layer: str, number: int, tensor: int) -
     return row[tensor] if tensor < len(row) else False
 
 
-def _classify(
-    digest: str, here: Place, origins: Mapping[str, list[Place]], *, kept: bool
-) -> tuple[str, str]:
-    """Finding id for a wrong digest, and a remark on where that content belongs.
-
-    `kept`: the block held the same before the pull.
-    """
-    if digest == ZERO:
+def _classify(wrong: _Wrong, origins: Mapping[str, list[Place]]) -> tuple[str, str]:
+    """Finding id for a wrong digest, and a remark on where that content belongs."""
+    if wrong.got == ZERO:
         return "kv.missing", ", all zero: nothing arrived"
-    elsewhere = origins.get(digest, [])
-    if kept:
+    elsewhere = origins.get(wrong.got, [])
+    if wrong.kept:
         of = f" (from {elsewhere[0]})" if elsewhere else ""
         return "kv.missing", f", what the block held before{of}: nothing arrived"
-    same_request = [place for place in elsewhere if place.request == here.request]
+    same_request = [place for place in elsewhere if place.request == wrong.here.request]
     if same_request:
         return "kv.swapped", f", which belongs to {same_request[0]}"
     if elsewhere:

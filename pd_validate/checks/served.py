@@ -1,4 +1,4 @@
-"""What the engines' own access logs say of the requests they got. Pure.
+"""What the engines' and our proxy's own access logs say of the requests they got. Pure.
 
 A proxy that asks somebody else after a failure hides it from its clients, as it should; it
 is a failure all the same. Every request of this harness is one that an engine can serve, or
@@ -7,6 +7,7 @@ one that it must refuse with 4xx: a 5xx is never right.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
@@ -36,3 +37,21 @@ def check_access_logs(logs: Mapping[str, Sequence[str]], hosts: Mapping[str, str
                 )
             )
     return findings
+
+
+def waited_for(lines: Sequence[str], request: str) -> str | None:
+    """The instance that our proxy waited for when a client gave its request up.
+
+    `lines` are those of the proxy's log. None if they say nothing of the request (yet).
+    """
+    for line in reversed(lines):
+        if request not in line or not line.startswith("{"):
+            continue
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        if told.get("id") == request:
+            phase = str(told.get("outcome", "")).removeprefix("client-gone-in-")
+            return told.get(phase) if phase in ("prefill", "decode") else None
+    return None

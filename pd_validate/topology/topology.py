@@ -23,6 +23,7 @@ from typing import Protocol
 
 from pd_validate.checks.answers import check_served
 from pd_validate.checks.pulls import check_failed_loads
+from pd_validate.checks.served import waited_for
 from pd_validate.checks.signatures import scan
 from pd_validate.errors import HostUnreachable, LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.hosts import failure_id
@@ -49,6 +50,7 @@ _FEW_TOKENS_SECONDS = 20.0  # a loaded engine answers far sooner
 _FEW = 12  # tokens
 _LOOK_SECONDS = 1.0  # between two looks at the processes while something is awaited
 _TRACE_SECONDS = 3.0  # until the audit's record of a failed load must be there
+_GIVEN_UP_SECONDS = 12.0  # until our proxy has told what became of a request that we gave up
 _FILE_END = "\x1e"  # no trace contains it: JSON escapes control characters
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
@@ -221,6 +223,20 @@ class Topology:
             return wait_for(look, seconds=seconds, what="a sick process")
         except WaitTimeout:
             return []
+
+    def waited_for(self, request: str) -> str | None:
+        """The instance that the proxy waited for when we gave a request up, if its log says so.
+
+        Our proxy writes that once the engine's half is settled; another one never does.
+        """
+
+        def look() -> str | None:
+            return waited_for(self._tail(self.plan.proxy), request)
+
+        try:
+            return wait_for(look, seconds=_GIVEN_UP_SECONDS, what="the proxy's access line")
+        except WaitTimeout:
+            return None
 
     def failed_loads(self, *, request: str = PREFIX) -> list[Finding]:
         """Loads of KV that a connector gave up, for requests whose id contains `request`."""

@@ -24,7 +24,7 @@ def line(request: str, outcome: str) -> str:
         ("ok", None),
     ],
 )
-def test_for_whom_the_proxy_waited_when_the_client_left(outcome: str, instance: str | None) -> None:
+def test_for_whom_the_proxy_waited_when_the_client_left(outcome: str, name: str | None) -> None:
     lines = ["INFO: started", line("pd-1", "ok"), line("pd-2", outcome), line("pd-21", "ok")]
     assert waited_for(lines, "pd-2") == name
 

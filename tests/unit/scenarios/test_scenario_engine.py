@@ -54,20 +54,30 @@ class Cycle:
 
 
 def answers(
-    state: Path, faults: Sequence[Mapping[str, Any]], paths: Sequence[str]
+    state: Path,
+    faults: Sequence[Mapping[str, Any]],
+    paths: Sequence[str],
+    *,
+    lengths: Sequence[int] = (),
 ) -> list[list[Any]]:
-    """What a client gets for requests to `paths`, one after the other; [..., "cut"] if cut."""
+    """What a client gets for requests to `paths`, one after the other; [..., "cut"] if cut.
+
+    `lengths`: chunks of each answer, without them four.
+    """
     from twin_engine.http_faults import HttpFaults, StreamCut
 
     write_engine_faults(state, scenario(*faults))
+    chunks = 0
 
     async def engine(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        for number in range(4):
+        for number in range(chunks):
             await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def ask(app: Any, path: str) -> list[Any]:
+    async def ask(app: Any, path: str, length: int) -> list[Any]:
+        nonlocal chunks
+        chunks = length
         got: list[Any] = []
 
         async def send(message: dict[str, Any]) -> None:
@@ -81,7 +91,8 @@ def answers(
 
     async def all_of_them() -> list[list[Any]]:
         app = HttpFaults(engine)
-        return [await ask(app, path) for path in paths]
+        each = zip(paths, lengths or [4] * len(paths), strict=True)
+        return [await ask(app, path, length) for path, length in each]
 
     return asyncio.run(all_of_them())
 
@@ -105,6 +116,16 @@ def test_a_stream_is_cut_after_its_chunks(tmp_path: Path) -> None:
     assert answers(tmp_path, [http(after_chunks=3)], [COMPLETIONS]) == [
         [200, b"0", b"1", b"2", "cut"]
     ]
+
+
+def test_the_cut_of_one_request_waits_for_an_answer_that_is_long_enough(tmp_path: Path) -> None:
+    got = answers(
+        tmp_path,
+        [http(after_chunks=1, request=2)],
+        [COMPLETIONS] * 5,
+        lengths=[4, 1, 1, 4, 4],
+    )
+    assert got == [WHOLE, [200, b"0", b""], [200, b"0", b""], [200, b"0", "cut"], WHOLE]
 
 
 def test_an_empty_answer_and_one_that_is_no_json(tmp_path: Path) -> None:

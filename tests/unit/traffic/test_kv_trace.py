@@ -133,6 +133,15 @@ def test_a_block_that_kept_what_it_held_did_not_arrive() -> None:
         assert "what the block held before" in finding.got
 
 
+def test_what_went_wrong_before_in_the_same_way_is_not_told_as_missing() -> None:
+    """The same prompt, corrupted again in the same block: it holds already what arrives."""
+    first = changed(received(), 0, 2, 1, "f00")
+    again = first.model_copy(
+        update={"unchanged": {LAYERS[0]: ((False,) * 2,) * 2 + ((True,) * 2,)}}
+    )
+    assert [finding.id for finding in judged(produced(), first, again)] == ["kv.corrupt"] * 2
+
+
 def test_a_swap_with_the_partly_filled_last_block() -> None:
     """Its digests are of fewer tokens: the producer tells them for every block."""
     first_as_last, last_as_first = ("e0", "e1"), ("e2", "e3")

@@ -6,7 +6,8 @@ seconds if it has some:
 
 answer  another answer: `status` and `body`
 cut     the engine's own answer, whose connection closes after `after_chunks` chunks
-        without its end, as when a process dies
+        without its end, as when a process dies; of the n-th request: of the first one from
+        there on that is longer (a whole answer is one chunk)
 reset   the connection breaks without an answer
 delay   the engine's own answer, late
 """
@@ -45,6 +46,7 @@ class FaultsOfThisInstance:
         self._read: tuple[int, int] | None = None  # what tells one version of the file
         self._faults: Sequence[Mapping[str, Any]] = ()
         self._requests = 0
+        self._cut: set[int] = set()  # requests of cuts that have struck
 
     def of_next_request(self) -> Mapping[str, Any] | None:
         """The fault of the request that has just come."""
@@ -52,9 +54,24 @@ class FaultsOfThisInstance:
         if (status.st_mtime_ns, status.st_ino) != self._read:
             self._read = (status.st_mtime_ns, status.st_ino)
             self._faults, self._requests = faults_of(self._instance, self._state), 0
+            self._cut.clear()
         self._requests += 1
-        struck = (f for f in self._faults if f["request"] in (None, self._requests))
-        return next(struck, None)
+        return next(filter(self._is_due, self._faults), None)
+
+    def may_cut(self, fault: Mapping[str, Any]) -> bool:
+        """Whether an answer that goes on may be cut now: for the n-th request that is once."""
+        request = fault["request"]
+        if request is None:
+            return True
+        first = request not in self._cut
+        self._cut.add(request)
+        return first
+
+    def _is_due(self, fault: Mapping[str, Any]) -> bool:
+        request = fault["request"]
+        if fault["do"] == "cut" and request is not None:
+            return request <= self._requests and request not in self._cut
+        return request in (None, self._requests)
 
 
 class StreamCut(Exception):
@@ -85,9 +102,23 @@ class HttpFaults:
         elif fault["do"] == "reset":
             _reset(receive)
         elif fault["do"] == "cut":
-            await self._app(scope, receive, _cut(send, int(fault["after_chunks"])))
+            await self._app(scope, receive, self._cut(send, fault))
         else:
             await self._app(scope, receive, send)
+
+    def _cut(self, send: Send, fault: Mapping[str, Any]) -> Send:
+        """`send` for so many chunks with content; the next one ends the connection."""
+        chunks, passed = int(fault["after_chunks"]), 0
+
+        async def until_cut(message: Message) -> None:
+            nonlocal passed
+            if message["type"] == "http.response.body" and message.get("body"):
+                if passed == chunks and self._faults.may_cut(fault):
+                    raise StreamCut(f"the scenario cuts this answer after {chunks} chunks")
+                passed += 1
+            await send(message)
+
+        return until_cut
 
 
 async def _answer(send: Send, status: int, body: str | None) -> None:
@@ -103,18 +134,3 @@ async def _answer(send: Send, status: int, body: str | None) -> None:
 def _reset(receive: Receive) -> None:
     """`receive` is a method of uvicorn's cycle of this request, which has its connection."""
     receive.__self__.transport.abort()  # type: ignore[attr-defined]  # a bound method has it
-
-
-def _cut(send: Send, chunks: int) -> Send:
-    """`send` for `chunks` chunks with content; the next one ends the connection."""
-    passed = 0
-
-    async def until_cut(message: Message) -> None:
-        nonlocal passed
-        if message["type"] == "http.response.body" and message.get("body"):
-            if passed >= chunks:
-                raise StreamCut(f"the scenario cuts this answer after {chunks} chunks")
-            passed += 1
-        await send(message)
-
-    return until_cut
