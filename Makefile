@@ -25,8 +25,8 @@ unit: env  ## the project's own unit tests
 scenarios: env  ## hold the harness against every broken twin, and print the table
 	.venv/bin/python -m twin.scenarios
 
-kill-matrix: env  ## whoever dies in whatever phase of a run: what is left; writes docs/kill-matrix.md
-	.venv/bin/python -m twin.kills --write docs/kill-matrix.md
+kill-matrix: env  ## whoever dies in whatever phase of a run: what is left; real engines, half an hour; writes docs/kill-matrix.md
+	.venv/bin/python -m twin.kills --engine vllm --write docs/kill-matrix.md
 
 kills: env  ## some cells of it
 	$(PYTEST) tests/kills -q

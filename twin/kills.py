@@ -1,9 +1,9 @@
 """The kill matrix: whoever dies in whatever phase of a run, nothing of it stays on the hosts.
 
     python -m twin.kills                       # every kill in every phase, small engines
-    python -m twin.kills --engine vllm         # the same with real engines: an hour
+    python -m twin.kills --engine vllm         # the same with real engines: half an hour
     python -m twin.kills SIGKILL/bring-up …    # some of them
-    python -m twin.kills --write docs/kill-matrix.md
+    python -m twin.kills --engine vllm --write docs/kill-matrix.md
 
 Each trial is a `pytest --cluster FILE` in a process of its own, on hosts that stay (a twin of
 this process), so that what a dead run leaves there can be seen.

@@ -24,9 +24,14 @@ SLOW_FACTOR = 3.0  # against the median of the matrix
 _SHOWN = 3
 
 
+# How wide a place is; of places that explain as much, the narrower one is told.
+_EVERYWHERE, _HOST, _HOST_ONE_WAY, _NPU, _NPU_ONE_WAY, _NPU_AND_HOST, _PAIR = range(7)
+_TWO_HOSTS = _NPU_ONE_WAY  # as wide
+
+
 @dataclass(frozen=True)
 class _Group:
-    """Pings that share a place. Smaller `rank` is wider and preferred."""
+    """Pings that share a place. A smaller `rank` is wider."""
 
     rank: int
     where: Where
@@ -184,26 +189,24 @@ def _places(
         yield group, covered
 
 
-_PAIR = 6  # rank of a single pair
-
-
 def _groups(result: PingResult) -> Iterator[_Group]:
     """Every place that this ping belongs to, widest first."""
     source, target = result.task.source, result.task.target
-    yield _Group(0, Where(), _ALL)
+    yield _Group(_EVERYWHERE, Where(), _ALL)
     if source.host != target.host:
-        yield _Group(0, Where(), _BETWEEN)
+        yield _Group(_EVERYWHERE, Where(), _BETWEEN)
     for npu in (source, target):
-        yield _Group(1, Where(host=npu.host), _BOTH)
-    yield _Group(2, Where(host=source.host), "towards")
-    yield _Group(2, Where(host=target.host), "from")
+        yield _Group(_HOST, Where(host=npu.host), _BOTH)
+    yield _Group(_HOST_ONE_WAY, Where(host=source.host), "towards")
+    yield _Group(_HOST_ONE_WAY, Where(host=target.host), "from")
     for npu in (source, target):
-        yield _Group(3, Where(host=npu.host, device=npu.device), _BOTH)
-    yield _Group(4, Where(host=source.host, device=source.device), "towards")
-    yield _Group(4, Where(host=target.host, device=target.device), "from")
-    yield _Group(4, Where(host=source.host, peer_host=target.host))
-    yield _Group(5, Where(host=source.host, device=source.device, peer_host=target.host))
-    yield _Group(5, Where(host=source.host, peer_host=target.host, peer_device=target.device))
+        yield _Group(_NPU, Where(host=npu.host, device=npu.device), _BOTH)
+    yield _Group(_NPU_ONE_WAY, Where(host=source.host, device=source.device), "towards")
+    yield _Group(_NPU_ONE_WAY, Where(host=target.host, device=target.device), "from")
+    hosts = Where(host=source.host, peer_host=target.host)
+    yield _Group(_TWO_HOSTS, hosts)
+    yield _Group(_NPU_AND_HOST, hosts.model_copy(update={"device": source.device}))
+    yield _Group(_NPU_AND_HOST, hosts.model_copy(update={"peer_device": target.device}))
     yield _Group(_PAIR, _pair_where(result))
 
 
@@ -227,15 +230,15 @@ def _wide(group: _Group, members: list[PingResult]) -> bool:
     hosts = {npu.host for npu in npus}
     if group.where == Where():
         return len(hosts) > 2
-    if group.rank in (1, 2):
+    if group.rank in (_HOST, _HOST_ONE_WAY):
         # A host: several of its devices, or its only one with several others.
         own = {npu for npu in npus if npu.host == group.where.host}
         return len(own) > 1 and len(npus - own) > 1
-    if group.rank == 3:
+    if group.rank == _NPU:
         own_npu = Npu(group.where.host or "", group.where.device or 0)
         peers = npus - {own_npu}
         return len(peers) > 1 and own_npu in sources & targets
-    if group.where.peer_host is not None and group.rank == 4:
+    if group.where.peer_host is not None and group.rank == _TWO_HOSTS:
         return len(sources) > 1 and len(targets) > 1
     return len(members) > 1
 
