@@ -581,7 +581,7 @@ class Session:
         if topology is None:
             return []
         return topology.check_sick(seconds=_SICK_SECONDS) or (
-            topology.check_work() or self.look_below([_symptom(error, topology)])
+            topology.check_work() or self.look_below([topology.symptom(error)])
         )
 
     def look_below(self, findings: Sequence[Finding]) -> list[Finding]:
@@ -826,18 +826,3 @@ def _lost(host: str, error: LabError) -> list[Finding]:
 def _locked(host: str, by: str, hint: str) -> Finding:
     where = Where(host=host)
     return Finding(id="host.locked", where=where, expected="a free cluster", got=by, hint=hint)
-
-
-def _symptom(error: RequestFailed, topology: Topology) -> Finding:
-    """The request itself, where everything below it looks well."""
-    service, place, got = topology.service, error.server, str(error)
-    if error.timeout and error.server == service.proxy.name:
-        waited = topology.waited_for(error.request_id)
-        if waited in service.instances:
-            place, got = waited, f"{got}; the proxy was waiting for {waited}"
-    return Finding(
-        id="service.timeout" if error.timeout else "service.error",
-        where=service.where(place) if place else Where(),
-        expected="an answer",
-        got=got,
-    )

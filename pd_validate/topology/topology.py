@@ -224,7 +224,21 @@ class Topology:
         except WaitTimeout:
             return []
 
-    def waited_for(self, request: str) -> str | None:
+    def symptom(self, error: RequestFailed) -> Finding:
+        """A request that never ended, as a finding: where it was lost, as far as one can say."""
+        place, got = error.server, str(error)
+        if error.timeout and place == self.service.proxy.name:
+            waited = self._waited_for(error.request_id)
+            if waited in self.service.instances:
+                place, got = waited, f"{got}; the proxy was waiting for {waited}"
+        return Finding(
+            id="service.timeout" if error.timeout else "service.error",
+            where=self.service.where(place) if place else Where(),
+            expected="an answer",
+            got=got,
+        )
+
+    def _waited_for(self, request: str) -> str | None:
         """The instance that the proxy waited for when we gave a request up, if its log says so.
 
         Our proxy writes that once the engine's half is settled; another one never does.
@@ -504,8 +518,7 @@ class Topology:
                     self.service.proxy.complete("Who are you?", max_tokens=4), where
                 )
             except RequestFailed as error:
-                id_ = "service.timeout" if error.timeout else "service.error"
-                return [Finding(id=id_, where=where, expected="an answer", got=str(error))]
+                return [self.symptom(error)]
 
         self._all_or_fail("first completion through the proxy", {process.name: process.host}, one)
 

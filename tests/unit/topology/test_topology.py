@@ -18,6 +18,7 @@ from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import launch_plan, run_dirs
 from pd_validate.topology.timeline import Timeline
 from pd_validate.topology.topology import BringUpFailed, Topology, stopped_finding
+from pd_validate.traffic.client import RequestFailed
 
 READY = 60.0  # seconds; nothing here may wait that long
 SOON = 20.0  # seconds that a crowded machine may need for what takes half a second
@@ -298,6 +299,24 @@ def test_a_process_that_ends_later_is_found(make: Make) -> None:
     (finding,) = topology.check_alive()
     assert (finding.id, finding.where.instance) == ("engine.exited", "decode-1")
     assert finding.got == "it ended with exit code -15"
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_timeout_is_told_of_the_instance_that_the_proxy_waited_for(
+    make: Make, says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another proxy than ours tells nothing: then it stays the proxy's."""
+    monkeypatch.setattr("pd_validate.topology.topology._GIVEN_UP_SECONDS", 0.5)
+    topology = make()
+    topology.up()
+    line = '{"id":"pd-1","outcome":"client-gone-in-decode","decode":"decode-2"}\n'
+    with Path(topology.status()[PROXY].log).open("a") as log:
+        log.write(line if says else "somebody left\n")
+    error = RequestFailed("no answer within 60 s", server=PROXY, request_id="pd-1", timeout=True)
+    finding = topology.symptom(error)
+    assert finding.id == "service.timeout"
+    assert finding.where.instance == ("decode-2" if says else PROXY)
+    assert ("waiting for decode-2" in finding.got) is says
 
 
 def test_an_agent_that_ends_takes_its_processes_along(make: Make) -> None:
