@@ -228,9 +228,10 @@ class Topology:
         """A request that never ended, as a finding: where it was lost, as far as one can say."""
         place, got = error.server, str(error)
         if error.timeout and place == self.service.proxy.name:
-            waited = self._waited_for(error.request_id)
-            if waited in self.service.instances:
-                place, got = waited, f"{got}; the proxy was waiting for {waited}"
+            url = f"http://{self._waited_for(error.request_id)}"  # its name for an instance
+            for launch in self.plan.instances.values():
+                if launch.url == url:
+                    place, got = launch.name, f"{got}; the proxy was waiting for {launch.name}"
         return Finding(
             id="service.timeout" if error.timeout else "service.error",
             where=self.service.where(place) if place else Where(),
@@ -705,11 +706,12 @@ def _spec(process: Process, run_dir: str) -> ProcessSpec:
     """The process as planned, and what only a supervised one needs.
 
     PD_INSTANCE tells whoever looks at the host (and the audit) whose process it is. vLLM's
-    sockets lie in the run directory and go with it: it never removes those in /tmp.
+    sockets and its rendezvous file lie in the run directory and go with it: in /tmp it leaves them.
     """
     env = {**process.env, "PD_INSTANCE": process.name}
     if len(run_dir) + _SOCKET_NAME <= _SOCKET_PATH:
-        env.setdefault("VLLM_RPC_BASE_PATH", run_dir)
+        for name in ("VLLM_RPC_BASE_PATH", "TMPDIR"):
+            env.setdefault(name, run_dir)
     return ProcessSpec(name=process.name, argv=process.command, env=env, cwd=process.cwd)
 
 

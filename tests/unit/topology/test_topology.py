@@ -17,7 +17,7 @@ from pd_validate.spec.load import load_cluster
 from pd_validate.spec.models import Cluster
 from pd_validate.spec.plan import launch_plan, run_dirs
 from pd_validate.topology.timeline import Timeline
-from pd_validate.topology.topology import BringUpFailed, Topology, stopped_finding
+from pd_validate.topology.topology import BringUpFailed, Topology, _spec, stopped_finding
 from pd_validate.traffic.client import RequestFailed
 
 READY = 60.0  # seconds; nothing here may wait that long
@@ -131,7 +131,16 @@ def test_a_process_knows_whose_it_is(make: Make) -> None:
     topology.up()
     host = topology._hosts["d1"]
     assert isinstance(host, LocalHost)
-    assert host.supervisor.specs["decode-1"].env["PD_INSTANCE"] == "decode-1"
+    env = host.supervisor.specs["decode-1"].env
+    assert env["PD_INSTANCE"] == "decode-1"
+
+
+def test_what_vllm_leaves_lying_about_goes_with_the_run(tmp_path: Path) -> None:
+    """Its sockets and its rendezvous file: unless their names would become too long there."""
+    process = launch_plan(described(tmp_path, READY)).instances["decode-1"]
+    for name in ("VLLM_RPC_BASE_PATH", "TMPDIR"):
+        assert _spec(process, "/home/pd/run-1").env[name] == "/home/pd/run-1"
+        assert _spec(process, "/home/" + "pd" * 50).env.get(name) is None
 
 
 def test_a_dead_engine_ends_the_wait_at_once(make: Make) -> None:
@@ -309,7 +318,9 @@ def test_a_timeout_is_told_of_the_instance_that_the_proxy_waited_for(
     monkeypatch.setattr("pd_validate.topology.topology._GIVEN_UP_SECONDS", 0.5)
     topology = make()
     topology.up()
-    line = '{"id":"pd-1","outcome":"client-gone-in-decode","decode":"decode-2"}\n'
+    decoder = topology.plan.instances["decode-2"]
+    place = f"{decoder.address}:{decoder.port}"  # as the guide's flags name it
+    line = f'{{"id":"pd-1","outcome":"client-gone-in-decode","decode":"{place}"}}\n'
     with Path(topology.status()[PROXY].log).open("a") as log:
         log.write(line if says else "somebody left\n")
     error = RequestFailed("no answer within 60 s", server=PROXY, request_id="pd-1", timeout=True)
