@@ -137,7 +137,8 @@ def test_a_process_knows_whose_it_is(make: Make) -> None:
 
 def test_what_vllm_leaves_lying_about_goes_with_the_run(tmp_path: Path) -> None:
     """Its sockets and its rendezvous file: unless their names would become too long there."""
-    process = launch_plan(described(tmp_path, READY)).instances["decode-1"]
+    cluster = described(tmp_path, READY)
+    process = launch_plan(cluster, run_dirs=run_dirs(cluster, "run-1")).instances["decode-1"]
     for name in ("VLLM_RPC_BASE_PATH", "TMPDIR"):
         assert _spec(process, "/home/pd/run-1").env[name] == "/home/pd/run-1"
         assert _spec(process, "/home/" + "pd" * 50).env.get(name) is None
