@@ -34,7 +34,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,32 @@ class Way:
         raise NotImplementedError
 
 
+def connected(port: int, buffer: int) -> socket.socket:
+    """A connection with a receive buffer of so many bytes; 0: the kernel's own."""
+    connection = socket.socket()
+    if buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect(("127.0.0.1", port))
+    return connection
+
+
+def serve(answer: Callable[[socket.socket], None], buffer: int) -> int:
+    """Let `answer` have the one connection that comes; the port. `buffer` as in `connected`."""
+    listener = socket.socket()
+    if buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    threading.Thread(target=lambda: answer(listener.accept()[0]), daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
 class Bare(Way):
     """One contiguous piece over a plain connection."""
 
     def __init__(self, port: int, memory: Memory, size: int, buffer: int) -> None:
         self.name = "bare, kernel's buffers" if buffer == 0 else f"bare, {buffer // KIB} KiB"
-        self._socket = socket.socket()
-        if buffer:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self._socket.connect(("127.0.0.1", port))
+        self._socket = connected(port, buffer)
         self._target = memory.view[:size]
         self._request = size.to_bytes(8, "little")
 
@@ -147,19 +164,12 @@ class Bare(Way):
 
 def serve_bare(memory: Memory, buffer: int) -> int:
     """Answer each request of a size with so many bytes; the port."""
-    listener = socket.socket()
-    if buffer:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
 
-    def serve() -> None:
-        connection, _ = listener.accept()
+    def answer(connection: socket.socket) -> None:
         while size := int.from_bytes(connection.recv(8), "little"):
             connection.sendall(memory.view[:size])
 
-    threading.Thread(target=serve, daemon=True).start()
-    return int(listener.getsockname()[1])
+    return serve(answer, buffer)
 
 
 class Pieces(Way):
@@ -168,9 +178,7 @@ class Pieces(Way):
     name = "bare, same pieces"
 
     def __init__(self, port: int, lists: Sequence[Sequence[memoryview]]) -> None:
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        self._socket.connect(("127.0.0.1", port))
+        self._socket = connected(port, BUFFER)
         self._lists = lists
 
     def move(self) -> None:
@@ -185,19 +193,12 @@ def serve_pieces(lists: Sequence[Sequence[memoryview]]) -> int:
     """Answer each byte with all of the lists; the port."""
     from llm_datadist.native.wire import send_pieces
 
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-
-    def serve() -> None:
-        connection, _ = listener.accept()
+    def answer(connection: socket.socket) -> None:
         while connection.recv(1):
             for pieces in lists:
                 send_pieces(connection, pieces)
 
-    threading.Thread(target=serve, daemon=True).start()
-    return int(listener.getsockname()[1])
+    return serve(answer, BUFFER)
 
 
 class Pull(Way):

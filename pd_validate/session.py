@@ -35,7 +35,7 @@ from pd_validate.checks.served import check_access_logs
 from pd_validate.checks.volume import KvShape
 from pd_validate.errors import ClusterLocked, LabError, PdValidateError, WaitTimeout
 from pd_validate.facts.addresses import device_addresses
-from pd_validate.facts.hosts import ClusterFacts, failure_id, read_cluster, requests_of
+from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
 from pd_validate.findings import Finding, Severity, Where, root_findings
 from pd_validate.hosts.api import Commands, Supervisor
@@ -59,7 +59,7 @@ from pd_validate.spec.profiles import devices_of
 from pd_validate.spec.runtime import remove_container, start_container
 from pd_validate.topology.service import Service
 from pd_validate.topology.timeline import Progress, Timeline
-from pd_validate.topology.topology import Topology
+from pd_validate.topology.topology import Topology, lost_host
 from pd_validate.traffic.client import RequestFailed
 from pd_validate.traffic.compare import DEFAULT_DTYPE, LOGPROB_TOLERANCE
 from pd_validate.traffic.metrics import EngineMetrics
@@ -816,9 +816,7 @@ class _Unseen:
 
 def _lost(host: str, error: LabError) -> list[Finding]:
     """A host that answers no more, and what cannot be known therefore."""
-    found = Finding(
-        id=failure_id(error), where=Where(host=host), expected="an answer", got=str(error)
-    )
+    found = lost_host(host, error)
     unknown = unknown_leftovers(host, error)
     return [found, unknown.model_copy(update={"because": (found.as_cause(),)})]
 

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from pd_validate.errors import WaitTimeout
-from pd_validate.hosts.agent import mark
+from pd_validate.hosts.agent import environment, mark, processes, title
 from pd_validate.interrupts import Interrupts
 from pd_validate.waiting import wait_for
 from twin.cluster import PROJECT, TwinCluster
@@ -92,14 +92,13 @@ class Hosts:
         state = str(self.twin.state)
         workdirs = [str(self.twin.cluster.workdir_of(name)) for name in self.twin.cluster.hosts]
         found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                pid, env = int(entry.name), _environment(entry)
-                if env.get("TWIN_STATE") != state:
-                    # vLLM's workers have blanked theirs: known by the log that they write to.
-                    env = next(filter(None, (mark(pid, workdir) for workdir in workdirs)), {})
-                if env:
-                    found[pid] = env
+        for pid in processes().keys() - {os.getpid()}:
+            env = environment(pid)
+            if env.get("TWIN_STATE") != state:
+                # vLLM's workers have blanked theirs: known by the log that they write to.
+                env = next(filter(None, (mark(pid, workdir) for workdir in workdirs)), {})
+            if env:
+                found[pid] = env
         return found
 
     def files(self) -> list[str]:
@@ -113,7 +112,7 @@ class Hosts:
         return [
             pid
             for pid, env in self.running().items()
-            if env.get("PD_PROCESS") == name and word in _command(pid)
+            if env.get("PD_PROCESS") == name and word in title(pid)
         ]
 
 
@@ -149,7 +148,8 @@ def _pytest(number: signal.Signals, times: int = 1) -> Callable[[int, Hosts], No
 
 
 def _xdist_worker(pid: int, hosts: Hosts) -> None:
-    workers = [child for child in _children(pid) if "stdin.readline" in _command(child)]
+    children = [found.pid for found in processes().values() if found.parent == pid]
+    workers = [child for child in children if "stdin.readline" in title(child)]
     os.kill(workers[0], signal.SIGKILL)
 
 
@@ -162,7 +162,7 @@ def _process(name: str, word: str = "") -> Callable[[int, Hosts], None]:
 
     def kill(pid: int, hosts: Hosts) -> None:
         victims = wait_for(
-            lambda: hosts.processes_of(name, word) or (None if _lives(pid) else ()),
+            lambda: hosts.processes_of(name, word) or (None if pid in processes() else ()),
             seconds=BEGIN_SECONDS,
             what=f"{name} {word}",
         )
@@ -303,8 +303,9 @@ def _await_gone(
     """Seconds until nothing is left, and what is left after the lease."""
 
     def left() -> list[str]:
-        there = [f"pid {pid}: {_command(pid)[:90]}" for pid in hosts.running()]
-        there += [f"pid {pid} of pytest" for pid in _session(run.pid)]
+        there = [f"pid {pid}: {title(pid)[:90]}" for pid in hosts.running()]
+        pytests = [found.pid for found in processes().values() if found.session == run.pid]
+        there += [f"pid {pid} of pytest" for pid in pytests]
         return there + hosts.files()
 
     there: list[str] = []
@@ -331,55 +332,6 @@ def _findings(report: Path) -> dict[str, Any] | None:
 def _own_environment() -> dict[str, str]:
     """Ours without what pytest-xdist and others have set for a run around us."""
     return {n: v for n, v in os.environ.items() if not n.startswith(("PYTEST_", "PD_"))}
-
-
-# --- processes of this machine ------------------------------------------------------------------
-
-
-def _environment(entry: Path) -> dict[str, str]:
-    try:
-        text = (entry / "environ").read_bytes().decode(errors="replace")
-    except OSError:
-        return {}  # it has ended, or belongs to somebody else
-    return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def _stat(pid: str) -> list[str]:
-    """Fields of /proc/PID/stat from the state on: state, parent, group, session …"""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _processes_where(field: int, value: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            stat = _stat(entry.name)
-            if stat and stat[0] not in "ZX" and stat[field] == str(value):
-                found.append(int(entry.name))
-    return found
-
-
-def _lives(pid: int) -> bool:
-    stat = _stat(str(pid))
-    return bool(stat) and stat[0] not in "ZX"
-
-
-def _children(pid: int) -> list[int]:
-    return _processes_where(1, pid)
-
-
-def _session(pid: int) -> list[int]:
-    return _processes_where(3, pid)
 
 
 # --- the table ----------------------------------------------------------------------------------

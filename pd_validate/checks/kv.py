@@ -54,12 +54,17 @@ def check_transfers(
     elsewhere tells where wrong KV came from. `hosts` maps instances to hosts.
     """
     origins = _origins(record for record in records if record.phase == "produced")
-    wrongs = [wrong for transfer in transfers for wrong in _wrongs(transfer)]
+    wrongs = [list(_wrongs(transfer)) for transfer in transfers]
     # The same prompt, pulled again into the same block, meets there what went wrong before.
-    arrived = {(w.want, w.got): _classify(w, origins) for w in wrongs if not w.kept}
+    arrived = {(w.want, w.got): _classify(w, origins) for ws in wrongs for w in ws if not w.kept}
+
+    def classify(wrong: _Wrong) -> tuple[str, str]:
+        before = arrived.get((wrong.want, wrong.got)) if wrong.kept else None
+        return before or _classify(wrong, origins)
+
     findings: list[Finding] = []
-    for transfer in transfers:
-        findings += _check_transfer(transfer, origins, arrived, hosts)
+    for transfer, its in zip(transfers, wrongs, strict=True):
+        findings += _check_transfer(transfer, [(wrong, *classify(wrong)) for wrong in its], hosts)
     return findings
 
 
@@ -105,12 +110,9 @@ def _origins(records: Iterable[TraceRecord]) -> dict[str, list[Place]]:
 
 
 def _check_transfer(
-    transfer: Transfer,
-    origins: Mapping[str, list[Place]],
-    arrived: Mapping[tuple[str, str], tuple[str, str]],
-    hosts: Mapping[str, str],
+    transfer: Transfer, wrongs: Iterable[tuple[_Wrong, str, str]], hosts: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """`arrived`: what else is known of wrong content, by the wanted and the found digest."""
+    """`wrongs`: its wrong digests, each with the id of its finding and a remark."""
     produced, received = transfer
     where = Where(
         host=hosts.get(received.instance),
@@ -138,9 +140,7 @@ def _check_transfer(
                 got=f"the prefiller produced {len(wanted)}",
             )
     reported: set[tuple[str, str]] = set()
-    for wrong in _wrongs(transfer):
-        before = arrived.get((wrong.want, wrong.got)) if wrong.kept else None
-        id_, story = before or _classify(wrong, origins)
+    for wrong, id_, story in wrongs:
         if (wrong.here.layer, id_) in reported:
             continue
         reported.add((wrong.here.layer, id_))

@@ -228,10 +228,9 @@ class Topology:
         """A request that never ended, as a finding: where it was lost, as far as one can say."""
         place, got = error.server, str(error)
         if error.timeout and place == self.service.proxy.name:
-            url = f"http://{self._waited_for(error.request_id)}"  # its name for an instance
-            for launch in self.plan.instances.values():
-                if launch.url == url:
-                    place, got = launch.name, f"{got}; the proxy was waiting for {launch.name}"
+            waited = self._waited_for(error.request_id)
+            if waited is not None:
+                place, got = waited, f"{got}; the proxy was waiting for {waited}"
         return Finding(
             id="service.timeout" if error.timeout else "service.error",
             where=self.service.where(place) if place else Where(),
@@ -248,10 +247,12 @@ class Topology:
         def look() -> str | None:
             return waited_for(self._tail(self.plan.proxy), request)
 
+        names = {f"{each.address}:{each.port}": each.name for each in self.plan.instances.values()}
         try:
-            return wait_for(look, seconds=_GIVEN_UP_SECONDS, what="the proxy's access line")
+            told = wait_for(look, seconds=_GIVEN_UP_SECONDS, what="the proxy's access line")
         except WaitTimeout:
             return None
+        return names.get(told)
 
     def failed_loads(self, *, request: str = PREFIX) -> list[Finding]:
         """Loads of KV that a connector gave up, for requests whose id contains `request`."""
@@ -546,8 +547,7 @@ class Topology:
         try:
             self._hosts[host].commands.run("true", timeout=self.cluster.timeouts.command)
         except LabError as error:
-            id_ = failure_id(error)
-            return [Finding(id=id_, where=where, expected="an answer", got=str(error))]
+            return [lost_host(host, error)]
         names = ", ".join(process.name for process in processes)
         agent = Finding(
             id="host.agent-lost",
@@ -713,6 +713,12 @@ def _spec(process: Process, run_dir: str) -> ProcessSpec:
         for name in ("VLLM_RPC_BASE_PATH", "TMPDIR"):
             env.setdefault(name, run_dir)
     return ProcessSpec(name=process.name, argv=process.command, env=env, cwd=process.cwd)
+
+
+def lost_host(host: str, error: LabError) -> Finding:
+    """A host that answers no more."""
+    where = Where(host=host)
+    return Finding(id=failure_id(error), where=where, expected="an answer", got=str(error))
 
 
 def stopped_finding(host: str, name: str, found: Sequence[StoppedProcess]) -> Finding:
