@@ -8,6 +8,7 @@ when all other workers are done. All others are spread over the workers as they 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from xdist.remote import Producer
@@ -103,8 +104,15 @@ class OneCluster(LoadScheduling):  # type: ignore[misc]  # xdist carries no type
     def _open_nodes(self) -> list[WorkerController]:
         return [node for node in self.nodes if not node.shutting_down]
 
+    def _send_tests(self, node: WorkerController, num: int) -> None:
+        # A worker may have died without xdist knowing yet: its tests are noted as the node's
+        # before they are sent, and remove_node hands them out again.
+        with suppress(OSError):
+            super()._send_tests(node, num)
+
     def _send_alone(self, node: WorkerController, number: int) -> None:
         tests, self._alone[:number] = self._alone[:number], []
         if tests:
             self.node2pending[node].extend(tests)
-            node.send_runtest_some(tests)
+            with suppress(OSError):  # as in _send_tests
+                node.send_runtest_some(tests)
