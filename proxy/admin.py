@@ -10,10 +10,11 @@ import asyncio
 import hmac
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from proxy.balancer import Address, Instance, Role
 from proxy.codec import loads
+from proxy.downstream import Request
 from proxy.errors import ProxyError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Admin:
         self._proxy = proxy
         self._key = key.encode()
 
-    async def answer(self, request: web.BaseRequest, body: bytes) -> Any:
+    async def answer(self, request: Request, body: bytes) -> Any:
         """What to answer with 200. Raises ProxyError."""
         self._check_key(request)
         name = request.path.removeprefix(PATH).strip("/")
@@ -53,7 +54,7 @@ class Admin:
             return {"removed": instance.name}
         raise ProxyError(405, f"{request.path} does not take {request.method}")
 
-    def _check_key(self, request: web.BaseRequest) -> None:
+    def _check_key(self, request: Request) -> None:
         if not self._key:
             raise ProxyError(404, "no admin interface: start the proxy with --admin-key-file")
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
@@ -112,9 +113,9 @@ class Admin:
             ) from None
 
 
-def _seconds(request: web.BaseRequest) -> float:
+def _seconds(request: Request) -> float:
     """How long to wait: `?seconds=` (default 30)."""
-    text = request.query.get("seconds", "30")
+    text = request.url.query.get("seconds", "30")
     try:
         seconds = float(text)
     except ValueError:

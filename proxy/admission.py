@@ -17,7 +17,6 @@ class Admission:
         self._seconds = seconds
         self.in_service = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._empty: asyncio.Event | None = None
 
     @property
     def waiting(self) -> int:
@@ -61,16 +60,3 @@ class Admission:
                 turn.set_result(None)  # the place changes hands: in_service stays
                 return
         self.in_service -= 1
-        if self.in_service == 0 and self._empty is not None:
-            self._empty.set()
-
-    async def wait_empty(self, seconds: float) -> None:
-        """Wait until nothing is served and nothing waits, at most `seconds`."""
-        self._empty = asyncio.Event()
-        if self.in_service == 0:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._empty.wait()
-        except TimeoutError:
-            return

@@ -9,9 +9,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
-
 from proxy.balancer import Instance
+from proxy.downstream import Request
 from proxy.http1 import Head
 from proxy.relay import ClientStream
 from proxy.rewrite import Ask
@@ -69,7 +68,7 @@ class Job:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        request: Request,
         endpoint: str,
         ask: Ask,
         request_id: str,
@@ -165,7 +164,7 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def request_id_of(request: web.BaseRequest, body: dict[str, Any]) -> str:
+def request_id_of(request: Request, body: dict[str, Any]) -> str:
     """The client's id (header, else the body's field, as vLLM reads them), or a new one."""
     given = request.headers.get("x-request-id") or body.get("request_id")
     if isinstance(given, str) and 0 < len(given) <= _MAX_ID and given.isprintable():

@@ -9,12 +9,11 @@ closed without the last chunk, so that no client takes the text for complete.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from http import HTTPStatus
 
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-
 from proxy.codec import loads
+from proxy.downstream import Request
 from proxy.errors import error_body
 from proxy.http1 import LAST_CHUNK, Head, frame, payload_of
 from proxy.rewrite import with_cached_tokens
@@ -28,27 +27,12 @@ _DONE = b"data: [DONE]"
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-class Written(web.StreamResponse):
-    """What the handler returns when the answer is on the client's connection already."""
+@dataclass(slots=True)
+class Written:
+    """An answer that is on the client's connection."""
 
-    def __init__(self, status: int, *, keep_alive: bool) -> None:
-        # The base class prepares headers nobody will see; what aiohttp asks for is here.
-        self._status = status
-        self._kept = keep_alive
-
-    @property
-    def status(self) -> int:
-        return self._status
-
-    @property
-    def keep_alive(self) -> bool:
-        return self._kept
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
+    status: int
+    keep_alive: bool  # the connection may serve another request
 
 
 def head_bytes(status: int, content_type: bytes, lines: bytes, body_length: int | None) -> bytes:
@@ -84,7 +68,7 @@ class ClientStream:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        request: Request,
         connection: Connection,
         head: Head,
         extra: bytes,
@@ -160,9 +144,7 @@ class ClientStream:
 
     async def _resume_when_drained(self) -> None:
         try:
-            await self._request.writer.drain()
-        except ConnectionError:
-            return  # the client is gone; the handler is being cancelled
+            await self._request.drained()
         finally:
             self._draining = None
         self._connection.resume()
@@ -178,7 +160,7 @@ class ClientStream:
         transport = self._request.transport
         if transport is not None and self._http11:
             transport.write(LAST_CHUNK)
-        return Written(200, keep_alive=self._http11 and self._request.keep_alive)
+        return Written(200, self._http11 and self._request.keep_alive)
 
     def break_off(self, status: int, message: str) -> Written:
         """Say in the stream that it is not complete, and close without its last chunk."""
@@ -189,7 +171,7 @@ class ClientStream:
             event = b"\n\ndata: " + error_body(status, message) + b"\n\n"
             transport.write(frame(event) if self._http11 else event)
             transport.close()
-        return Written(200, keep_alive=False)
+        return Written(200, False)
 
     def stop(self) -> None:
         """No more is passed on."""
@@ -211,7 +193,7 @@ def _is_engine_failure(frames: bytes) -> bool:
 
 
 def write_answer(
-    request: web.BaseRequest, status: int, content_type: bytes, lines: bytes, body: bytes
+    request: Request, status: int, content_type: bytes, lines: bytes, body: bytes
 ) -> Written:
     """Write a whole answer."""
     transport = request.transport
@@ -223,4 +205,4 @@ def write_answer(
     if transport is not None:
         head = head_bytes(status, content_type, lines, len(body))
         transport.write(head if request.method == "HEAD" else head + body)
-    return Written(status, keep_alive=keep_alive)
+    return Written(status, keep_alive)

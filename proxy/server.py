@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import hdrs, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import hdrs
+from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy import admin
 from proxy.accesslog import AccessLog
@@ -20,12 +18,13 @@ from proxy.balancer import POLICIES, Address, Group, Instance, Role
 from proxy.breaker import Breaker
 from proxy.codec import dumps
 from proxy.config import Config
+from proxy.downstream import BodyTooLarge, ClientServer, Request
 from proxy.errors import ProxyError
 from proxy.health import Prober
 from proxy.job import Job, request_id_of
 from proxy.leg import Leg
 from proxy.metrics import Metrics, gauge
-from proxy.relay import Written, write_answer
+from proxy.relay import Written, head_bytes, write_answer
 from proxy.rewrite import BadRequest, read
 from proxy.service import Service
 from proxy.upstream import Pool, UpstreamError, Watch
@@ -34,10 +33,13 @@ JSON = b"application/json"
 GENERATE = {"/v1/completions": False, "/v1/chat/completions": True}  # path: is it chat
 # Asked of one decoder and passed on: they need no KV.
 TO_DECODER = frozenset(("/v1/models", "/version", "/tokenize", "/detokenize"))
+OWN_FAULT = "the proxy itself failed; its standard error says how"
 LOOKUP_SECONDS = 30.0
 LOOKUP_HEADERS = ("authorization", "content-type", "traceparent", "x-request-id")
 
-Handler = Callable[[web.BaseRequest], Awaitable[Written]]
+_LOG = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Written]]
 
 
 class Proxy:
@@ -60,8 +62,7 @@ class Proxy:
         self._prober = Prober(config, (self.prefillers, self.decoders))
         self._admin = admin.Admin(self, config.admin_key)
         self._access_log = AccessLog(config.access_log, self._loop)
-        self._server: asyncio.Server | None = None
-        self._http: web.Server | None = None
+        self._clients = ClientServer(self._handle, _refuse)
         self.draining = False
         self._lookups: dict[str, Handler] = {
             "/health": self._health,
@@ -73,31 +74,16 @@ class Proxy:
 
     async def start(self) -> int:
         """Listen and serve; returns the port. Raises OSError."""
-        self._http = web.Server(
-            self._handle,
-            request_factory=self._request,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=75.0,
-        )
-        self._server = await self._loop.create_server(
-            self._http, self._config.host, self._config.port, backlog=1024
-        )
+        port = await self._clients.start(self._config.host, self._config.port)
         self._watch.start()
         self._prober.start()
-        port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def stop(self) -> None:
         """Take no new requests, let those under way end (at most `drain_seconds`), close."""
-        assert self._server is not None
-        assert self._http is not None
         self.draining = True
-        self._server.close()
         deadline = self._loop.time() + self._config.drain_seconds
-        self._http.pre_shutdown()
-        await self._admission.wait_empty(self._config.drain_seconds)
-        await self._http.shutdown(1.0)
+        await self._clients.stop(self._config.drain_seconds)
         await self._service.finish(max(0.0, deadline - self._loop.time()))
         await self._prober.stop()
         self._watch.stop()
@@ -137,46 +123,37 @@ class Proxy:
 
     # -- requests
 
-    def _request(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: RequestHandler,
-        writer: AbstractStreamWriter,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        # aiohttp's own limit is 1 MiB, less than a long prompt.
-        return web.BaseRequest(
-            message,
-            payload,
-            protocol,
-            writer,
-            task,
-            self._loop,
-            client_max_size=self._config.max_body,
-        )
-
-    async def _handle(self, request: web.BaseRequest) -> Written:
-        path = request.path
+    async def _handle(self, request: Request) -> bool:
         try:
-            chat = GENERATE.get(path)
-            if chat is not None and request.method == hdrs.METH_POST:
-                return await self._generate(request, path, chat)
-            lookup = self._lookups.get(path)
-            if lookup is not None and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
-                return await lookup(request)
-            if path.startswith(admin.PATH):
-                answer = await self._admin.answer(request, await self._body(request))
-                return _write_json(request, 200, answer)
-            if path in TO_DECODER:
-                return await self._to_decoder(request)
-            if chat is not None or lookup is not None:
-                raise ProxyError(405, f"{path} does not take {request.method}")
-            raise ProxyError(404, f"the proxy does not serve {path}")
+            written = await self._answer(request)
         except ProxyError as error:
-            return _write_error(request, error)
+            written = _write_error(request, error)
+        except Exception:
+            _LOG.exception("%s %s", request.method, request.target)
+            written = _write_error(request, ProxyError(500, OWN_FAULT))
+        return written.keep_alive
 
-    async def _generate(self, request: web.BaseRequest, path: str, chat: bool) -> Written:
+    async def _answer(self, request: Request) -> Written:
+        path = request.target
+        chat = GENERATE.get(path)
+        if chat is None:
+            path = request.path
+            chat = GENERATE.get(path)
+        if chat is not None and request.method == hdrs.METH_POST:
+            return await self._generate(request, path, chat)
+        lookup = self._lookups.get(path)
+        if lookup is not None and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
+            return await lookup(request)
+        if path.startswith(admin.PATH):
+            answer = await self._admin.answer(request, await self._body(request))
+            return _write_json(request, 200, answer)
+        if path in TO_DECODER:
+            return await self._to_decoder(request)
+        if chat is not None or lookup is not None:
+            raise ProxyError(405, f"{path} does not take {request.method}")
+        raise ProxyError(404, f"the proxy does not serve {path}")
+
+    async def _generate(self, request: Request, path: str, chat: bool) -> Written:
         arrived = self._loop.time()
         if self.draining:
             raise ProxyError(503, "the proxy is shutting down", retry_after=5)
@@ -205,6 +182,13 @@ class Proxy:
             job.status = 499
             self.metrics.aborts.add(job.phase)
             raise
+        except Exception:
+            job.outcome = "proxy-error"
+            job.status = 500
+            if job.stream is None or not job.stream.started:
+                raise
+            _LOG.exception("%s", job.request_id)
+            return job.stream.break_off(500, OWN_FAULT)
         finally:
             self._admission.leave()
             self._account(job)
@@ -227,32 +211,24 @@ class Proxy:
         if self._access_log.enabled:
             self._access_log.add(job.access_line(now))
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
-        content = request.content
-        if content.is_eof():  # it came with the head, as short ones do: no need to wait
-            body = content.read_nowait()
-            if len(body) <= self._config.max_body:
-                return body
-            raise self._too_large()
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-            transport = request.transport
-            if transport is not None:
-                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    async def _body(self, request: Request) -> bytes:
         try:
-            return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise self._too_large() from None
+            return await request.body(self._config.max_body)
+        except BodyTooLarge:
+            self.metrics.rejected.add("too-large")
+            limit = self._config.max_body
+            raise ProxyError(413, f"the body is larger than {limit} bytes") from None
+        except HttpProcessingError as error:
+            self.metrics.rejected.add("bad-request")
+            told = " ".join(error.message.split())
+            raise ProxyError(400, f"the body does not come as HTTP says: {told}") from None
 
-    def _too_large(self) -> ProxyError:
-        self.metrics.rejected.add("too-large")
-        return ProxyError(413, f"the body is larger than {self._config.max_body} bytes")
-
-    async def _to_decoder(self, request: web.BaseRequest) -> Written:
+    async def _to_decoder(self, request: Request) -> Written:
         body = await self._body(request)
         decoder = self.decoders.pick(b"")
         if decoder is None:
             raise ProxyError(503, "no decoder takes requests", retry_after=2)
-        lines = [f"{request.method} {request.path_qs} HTTP/1.1"]
+        lines = [f"{request.method} {request.target} HTTP/1.1"]
         lines += [
             f"{name}: {request.headers[name]}" for name in LOOKUP_HEADERS if name in request.headers
         ]
@@ -278,7 +254,7 @@ class Proxy:
 
     # -- the proxy's own answers
 
-    async def _health(self, request: web.BaseRequest) -> Written:
+    async def _health(self, request: Request) -> Written:
         """200 when a request could be served now."""
         prefillers, decoders = self.prefillers.available, self.decoders.available
         if self.draining:
@@ -290,7 +266,7 @@ class Proxy:
         body = {"status": status, "prefillers": prefillers, "decoders": decoders}
         return _write_json(request, 200 if status == "ok" else 503, body)
 
-    async def _healthcheck(self, request: web.BaseRequest) -> Written:
+    async def _healthcheck(self, request: Request) -> Written:
         """The guide's: 200 while the proxy runs, with how many instances it was given."""
         body = {
             "status": "ok",
@@ -299,7 +275,7 @@ class Proxy:
         }
         return _write_json(request, 200, body)
 
-    async def _metrics(self, request: web.BaseRequest) -> Written:
+    async def _metrics(self, request: Request) -> Written:
         lines = self.metrics.render()
         lines += gauge(
             "pd_proxy_in_flight", "Requests being served.", (), [((), self._admission.in_service)]
@@ -330,14 +306,19 @@ class Proxy:
         return write_answer(request, 200, b"text/plain; version=0.0.4; charset=utf-8", b"", body)
 
 
-def _write_json(request: web.BaseRequest, status: int, body: Any) -> Written:
+def _write_json(request: Request, status: int, body: Any) -> Written:
     return write_answer(request, status, JSON, b"", dumps(body))
 
 
-def _write_error(request: web.BaseRequest, error: ProxyError, lines: bytes = b"") -> Written:
+def _write_error(request: Request, error: ProxyError, lines: bytes = b"") -> Written:
     if error.retry_after is not None:
         lines += b"retry-after: %d\r\n" % error.retry_after
     return write_answer(request, error.status, JSON, lines, error.body)
+
+
+def _refuse(transport: asyncio.Transport, error: ProxyError) -> None:
+    head = head_bytes(error.status, JSON, b"connection: close\r\n", len(error.body))
+    transport.write(head + error.body)
 
 
 async def serve(config: Config, ended: asyncio.Event) -> None:

@@ -214,8 +214,11 @@ CASES: dict[str, tuple[int, bool, float, int]] = {
 }
 
 
-def engines(pace: float) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+def engines(
+    *, stream: bool, pace: float
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     argv = [sys.executable, str(HERE / "engine.py"), "--engines", "3", "--pace", str(pace)]
+    argv += ["--stream"] if stream else []
     return process(argv, LOAD_CPU, stdout=subprocess.PIPE)
 
 
@@ -226,7 +229,7 @@ def measure(
     clients, stream, pace, prompt = CASES[case]
     if pace:  # at least one whole answer of 256 events after the warm-up
         seconds = max(seconds, 2 * 256 * pace)
-    with engines(pace) as backend, tempfile.TemporaryDirectory() as scratch:
+    with engines(stream=stream, pace=pace) as backend, tempfile.TemporaryDirectory() as scratch:
         assert backend.stdout is not None
         prefiller, *decoders = json.loads(backend.stdout.readline())
         if preferred:
