@@ -83,7 +83,9 @@ class Job:
         self.engine_id = request_id  # what the engines are told
         self.owns_id = True  # False: the cleaning up gives the engines' id free
         self.alone = ask.alone
-        self.arrived = arrived
+        self.arrived = (
+            arrived  # by `perf_counter`: uvloop's own clock knows no parts of a millisecond
+        )
         self.phase = "queue"
         self.prefiller: Instance | None = None
         self.decoder: Instance | None = None

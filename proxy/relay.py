@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
+from time import perf_counter
 
 from proxy.codec import loads
 from proxy.downstream import Request
@@ -92,7 +93,7 @@ class ClientStream:
 
     @property
     def first_at(self) -> float:
-        """Loop time of the first event; 0.0 before it."""
+        """Of the first event, by `perf_counter`; 0.0 before it."""
         return self._first_at
 
     def feed(self, frames: bytes) -> None:
@@ -113,7 +114,7 @@ class ClientStream:
             return
         else:
             self.started = True
-            self._first_at = self._loop.time()
+            self._first_at = perf_counter()
             data = self._opening() + (frames if self._http11 else payload_of(frames))
         self.bytes_sent += len(data)
         transport.write(data)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 from aiohttp import hdrs
@@ -154,7 +155,7 @@ class Proxy:
         raise ProxyError(404, f"the proxy does not serve {path}")
 
     async def _generate(self, request: Request, path: str, chat: bool) -> Written:
-        arrived = self._loop.time()
+        arrived = perf_counter()
         if self.draining:
             raise ProxyError(503, "the proxy is shutting down", retry_after=5)
         raw = await self._body(request)
@@ -199,7 +200,7 @@ class Proxy:
         return _write_error(job.request, error, job.own_headers())
 
     def _account(self, job: Job) -> None:
-        now = self._loop.time()
+        now = perf_counter()
         metrics = self.metrics
         metrics.requests.add(job.endpoint, job.path, str(job.status))
         metrics.duration.observe(now - job.arrived)

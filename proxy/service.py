@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
+from time import perf_counter
 
 from proxy.balancer import Group, Instance
 from proxy.breaker import State
@@ -179,7 +180,7 @@ class Service:
 
     async def _prefill_on(self, job: Job, prefiller: Instance, body: bytes) -> Handoff | None:
         job.prefiller = prefiller
-        started = self._loop.time()
+        started = perf_counter()
         leg = Leg(prefiller, job.ask.prompt_tokens)
         request = job.engine_request(prefiller, job.engine_id, body)
         try:
@@ -191,7 +192,7 @@ class Service:
             leg.lease.release()
             raise self._broke(prefiller, error) from None
         leg.lease.release()
-        job.prefill_seconds = self._loop.time() - started
+        job.prefill_seconds = perf_counter() - started
         self._metrics.prefill.observe(job.prefill_seconds)
         self._judge(prefiller, answer)
         return self._handoff(job, prefiller, answer)

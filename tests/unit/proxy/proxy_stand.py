@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from backend import Engine, engines, text_of
 
 from proxy.balancer import Address
@@ -25,11 +26,12 @@ PATIENCE = 20.0  # seconds; nothing here takes longer unless it hangs
 def asynchronous(
     test: Callable[..., Coroutine[Any, Any, None]],
 ) -> Callable[..., None]:
-    """Run an async test in a loop of its own, with a deadline."""
+    """Run an async test with a deadline, in a loop of its own as the proxy's process has it."""
 
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), PATIENCE * 3))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(asyncio.wait_for(test(*args, **kwargs), PATIENCE * 3))
 
     return run
 
