@@ -22,8 +22,9 @@ from connector.steps import LoadPlan, Remote, Step
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own
 
-# What vLLM makes of X-Request-Id: endpoint, prompt's number, and from 0.11 on random characters.
-ENGINE_ID = r"(?:[a-z]+-)?{}(?:-\d+)?(?:-[0-9a-f]{{8}})?"
+# What vLLM makes of X-Request-Id: chat prefixes it, completions add the prompt's number, too,
+# and from 0.11 on random characters follow. A number behind any other form is another id.
+ENGINE_ID = r"(?:chatcmpl-{0}|cmpl-{0}-\d+|{0})(?:-[0-9a-f]{{8}})?"
 MAX_TP = 1024  # ranks: a wrong number must not make a thread for each
 
 

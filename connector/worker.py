@@ -141,10 +141,10 @@ class PrefillWorker(Worker):
             self.datadist, self.metrics, settings.link_timeout, settings.silence_timeout
         )
         self._holds = Holds(settings.hold_timeout, self._informants)
-        self._listener.start(self._answer)
         self._last_step: Step | None = None
         self._reported = 0.0
         self._refused: dict[int, str] = {}  # by cluster; the listener's thread alone
+        self._listener.start(self._answer)  # last: a decoder may be waiting at the port
 
     def _close(self) -> None:
         if hasattr(self, "_listener"):

@@ -50,6 +50,8 @@ class Admin:
         elif request.method == hdrs.METH_DELETE:
             instance = self._named(name)
             await self._drain(instance, _seconds(request))
+            if instance not in self._proxy.instances or not instance.draining:
+                raise ProxyError(409, f"{instance.name} was removed or resumed meanwhile")
             self._proxy.remove(instance)
             return {"removed": instance.name}
         raise ProxyError(405, f"{request.path} does not take {request.method}")

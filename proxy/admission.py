@@ -44,7 +44,8 @@ class Admission:
                 await turn
         except (TimeoutError, asyncio.CancelledError) as error:
             if turn.cancelled():
-                self._waiting.remove(turn)
+                if turn in self._waiting:  # else `leave()` has passed it over already
+                    self._waiting.remove(turn)
             else:
                 self.leave()  # the turn came in the same moment
             if isinstance(error, TimeoutError):

@@ -63,6 +63,7 @@ _NUMBERS = {
     "first_token_seconds": "deadline for the first event of a stream",
     "gap_seconds": "deadline between two events of a stream",
     "answer_seconds": "deadline for an answer that is not streamed",
+    "send_seconds": "time for a client to take what waits for it; then it is given up",
     "handover_seconds": "an unwanted request stays this long with a decoder, to be admitted",
     "release_seconds": "time to find a decoder for KV that nobody wants any more",
     "drain_seconds": "time for requests under way after SIGTERM",

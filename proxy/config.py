@@ -22,6 +22,7 @@ class Config:
     first_token_seconds: float = 600.0  # decode leg up to the first event of a stream
     gap_seconds: float = 120.0  # between two events of a stream
     answer_seconds: float = 3600.0  # decode leg of an answer that is not streamed
+    send_seconds: float = 120.0  # for a client to take what waits for it
     handover_seconds: float = 5.0  # an unwanted request stays with a decoder to be admitted
     release_seconds: float = 30.0  # to find a decoder that takes over unwanted KV
     drain_seconds: float = 60.0  # after SIGTERM, for requests under way

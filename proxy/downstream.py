@@ -25,12 +25,14 @@ from proxy.errors import ProxyError
 
 KEEPALIVE_SECONDS = 75.0  # longer than clients' pools keep a connection that they do not use
 SWEEP_SECONDS = 5.0
-# How long the rest of a body is read after it was answered: closing before the client
-# has sent it would reset the connection, and the client would not see the answer.
+# How long what the client still sends is read after it was answered: closing before would
+# reset the connection, and the client would not see the answer.
 LINGER_SECONDS = 10.0
-# Requests of one connection that wait behind one another before no more is read from it.
-PIPELINED = 16
+BODY_SECONDS = 60.0  # without a byte of a body that has begun
+PIPELINED = 100  # requests that may wait in one connection; honest clients send one
 READ_AHEAD = 256 * 1024  # bytes of a body that wait for their reader
+# A peer whose machine is dead is found after 60 s; the system's default is two hours.
+PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class BodyTooLarge(Exception):
 class Request:
     """One request of a client: its head, and its body as it arrives."""
 
-    __slots__ = ("_connection", "_message", "content", "headers", "keep_alive", "method", "version")
+    __slots__ = ("_connection", "_message", "content", "headers", "method", "version")
 
     def __init__(
         self, message: RawRequestMessage, content: StreamReader, connection: ClientConnection
@@ -53,7 +55,11 @@ class Request:
         self.headers: CIMultiDictProxy[str] = message.headers
         self.method = message.method
         self.version: HttpVersion = message.version
-        self.keep_alive = not message.should_close
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow its answer."""
+        return not (self._message.should_close or self._connection.closing)
 
     @property
     def target(self) -> str:
@@ -74,25 +80,34 @@ class Request:
         return self._connection.transport
 
     async def drained(self) -> None:
-        """Wait until the client has taken most of what was written, or is gone."""
+        """Wait until the client has taken what was written, or is gone or given up."""
         await self._connection.drained()
 
     async def body(self, limit: int) -> bytes:
-        """All of it, at most `limit` bytes. Raises BodyTooLarge, HttpProcessingError."""
+        """All of it, at most `limit` bytes.
+
+        Raises BodyTooLarge, HttpProcessingError, and TimeoutError when no more comes.
+        """
         content = self.content
-        if not content.is_eof() and self.headers.get("expect", "").lower() == "100-continue":
-            transport = self.transport
-            if transport is not None:
-                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if content.is_eof():  # it came with the head, as short ones do: no need to wait
+            whole: bytes = content.read_nowait()
+            if len(whole) > limit:
+                raise BodyTooLarge
+            return whole
+        if int(self.headers.get("content-length", 0)) > limit:
+            raise BodyTooLarge
+        transport = self.transport
+        if transport is not None and self.headers.get("expect", "").lower() == "100-continue":
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         parts = []
         size = 0
         while not content.at_eof():
-            part = content.read_nowait() if content.is_eof() else await content.readany()
-            size += len(part)
+            async with asyncio.timeout(BODY_SECONDS):
+                parts.append(await content.readany())
+            size += len(parts[-1])
             if size > limit:
                 raise BodyTooLarge
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
 
 # Writes the answer; returns whether the connection may serve another request.
@@ -116,7 +131,9 @@ class ClientConnection(BaseProtocol):
         self._body: StreamReader | None = None  # of the last request that has begun to arrive
         self._no_http: HttpProcessingError | None = None  # what follows the requests
         self._deaf = False  # nothing that may follow can be read
-        self._closing = False  # after the request under way
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.closing = False  # no request is taken after the one under way
         self.task: asyncio.Task[None] | None = None
         self.idle_since = self._loop.time()
 
@@ -124,16 +141,21 @@ class ClientConnection(BaseProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # A client whose machine dies says nothing; a long answer would go on for nobody.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer = transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in PROBES.items():
+            if hasattr(socket, option):  # not on every system
+                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self._server.joined(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        self._server.left(self)
         self._requests.clear()
+        self._writable.set()
         if self.task is not None:
             self.task.cancel()
+        else:
+            self._server.left(self)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -150,24 +172,42 @@ class ClientConnection(BaseProtocol):
         else:
             if requests:
                 self._body = requests[-1][1]
-                if not self._closing:
+                if not self.closing:
                     self._requests.extend(requests)
             if upgraded:  # to a protocol that is not served here: the answer says so
-                self._deaf = self._closing = True
-        if self.task is None:
+                self._deaf = self.closing = True
+        if len(self._requests) > PIPELINED:
+            self.abort()
+        elif self.task is None:
             self._serve_next()
-        elif len(self._requests) >= PIPELINED and not self._buffer_paused:
-            self._pause_reading_for_buffer()
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # Asked for after every read; the base class would run the parser each time.
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
 
     async def drained(self) -> None:
-        """Wait until less than the transport's high-water mark is unsent, or all is lost."""
-        with contextlib.suppress(ConnectionError):
-            await self._drain_helper()
+        """Wait until what was written is nearly all sent; a client that takes none is given up."""
+        try:
+            async with asyncio.timeout(self._server.send_seconds):
+                await self._writable.wait()
+        except TimeoutError:
+            self.abort()
+
+    # -- for the stream of a body
+
+    def pause_reading(self) -> None:
+        self._reading_paused = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Asked for after every read. The base class would run the parser each time, which
+        # only a body that is decompressed needs.
+        if self._reading_paused and self.transport is not None:
+            self._reading_paused = False
+            self.transport.resume_reading()
 
     # -- requests
 
@@ -175,15 +215,13 @@ class ClientConnection(BaseProtocol):
         """Begin with the next request, if there is one and it may be served."""
         if self._requests:
             message, content = self._requests.popleft()
-            if self._buffer_paused and len(self._requests) < PIPELINED:
-                self._resume_reading_for_buffer()
             self.task = self._loop.create_task(self._serve(Request(message, content, self)))
         elif self._no_http is not None:
             if self.transport is not None:
                 told = " ".join(self._no_http.message.split())
                 self._server.refuse(self.transport, ProxyError(400, f"no HTTP request: {told}"))
-                self.transport.close()
-        elif self._closing:
+            self.close()
+        elif self.closing:
             self.close()
         else:
             self.idle_since = self._loop.time()
@@ -192,30 +230,42 @@ class ClientConnection(BaseProtocol):
         keep_alive = False
         try:
             keep_alive = await self._server.handle(request)
+            if not self._writable.is_set():
+                await self.drained()
             if not request.content.is_eof():
                 keep_alive = await _skipped(request.content) and keep_alive
         except Exception:
             _LOG.exception("%s %s", request.method, request.target)
         finally:
             self.task = None
-            if keep_alive:
+            if self.transport is None:
+                self._server.left(self)
+            elif keep_alive:
                 self._serve_next()
             else:
                 self.close()
 
     def finish(self) -> None:
         """Serve no request after the one under way."""
-        self._closing = True
+        self.closing = True
         self._requests.clear()
         if self.task is None:
             self.close()
 
     def close(self) -> None:
-        """Close as soon as what was written is sent."""
-        self._closing = True
+        """Close as soon as what was written is sent, and what still comes was let pass."""
+        if not self.closing:
+            self.closing = True
+            self.idle_since = self._loop.time()
         self._requests.clear()
-        if self.transport is not None:
-            self.transport.close()
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if self._deaf and transport.can_write_eof():
+            transport.write_eof()
+            self._loop.call_later(LINGER_SECONDS, transport.close)
+        else:
+            transport.close()
 
     def abort(self) -> None:
         """End it at once, whatever is under way."""
@@ -237,13 +287,15 @@ async def _skipped(content: StreamReader) -> bool:
 class ClientServer:
     """Listens, and knows all connections of clients."""
 
-    def __init__(self, handle: Handler, refuse: Refuse) -> None:
+    def __init__(self, handle: Handler, refuse: Refuse, *, send_seconds: float) -> None:
         self.handle = handle
         self.refuse = refuse
+        self.send_seconds = send_seconds
         self.loop = asyncio.get_running_loop()
         self._connections: set[ClientConnection] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._stopping = False
         self._listener: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -260,9 +312,11 @@ class ClientServer:
         """A client has connected."""
         self._connections.add(connection)
         self._empty.clear()
+        if self._stopping:
+            connection.finish()
 
     def left(self, connection: ClientConnection) -> None:
-        """A connection has ended."""
+        """A connection has ended, and whatever served it."""
         self._connections.discard(connection)
         if not self._connections:
             self._empty.set()
@@ -270,6 +324,7 @@ class ClientServer:
     async def stop(self, seconds: float) -> None:
         """Take no connection and no request any more; those under way have `seconds` to end."""
         assert self._listener is not None
+        self._stopping = True
         self._listener.close()
         for connection in tuple(self._connections):
             connection.finish()
@@ -287,6 +342,10 @@ class ClientServer:
     def _close_idle(self) -> None:
         oldest = self.loop.time() - KEEPALIVE_SECONDS
         for connection in tuple(self._connections):
-            if connection.task is None and connection.idle_since < oldest:
+            if connection.task is not None or connection.idle_since > oldest:
+                continue
+            if connection.closing:
+                connection.abort()  # what was written is not taken
+            else:
                 connection.close()
         self._sweep = self.loop.call_later(SWEEP_SECONDS, self._close_idle)

@@ -158,11 +158,6 @@ class ChunkScanner:
         self._held = data[position:]
         return data[:position]
 
-    @property
-    def clean(self) -> bool:
-        """No chunk is half read."""
-        return not self._held
-
 
 def _chunk_size(line: bytes) -> int:
     digits = line.partition(b";")[0].strip()

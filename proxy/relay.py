@@ -57,13 +57,13 @@ class ClientStream:
         "_draining",
         "_error_frames",
         "_extra",
-        "_first_at",
         "_head",
         "_http11",
         "_loop",
         "_previous",
         "_request",
         "bytes_sent",
+        "first_at",
         "started",
     )
 
@@ -87,14 +87,9 @@ class ClientStream:
         self._current = b""
         self._draining: asyncio.Task[None] | None = None
         self._error_frames = b""
-        self._first_at = 0.0
         self.started = False  # the client has the first byte: no other decoder any more
+        self.first_at = 0.0  # when it got it, by `perf_counter`
         self.bytes_sent = 0
-
-    @property
-    def first_at(self) -> float:
-        """Of the first event, by `perf_counter`; 0.0 before it."""
-        return self._first_at
 
     def feed(self, frames: bytes) -> None:
         """Pass whole frames on. Called by the decoder's connection."""
@@ -107,20 +102,22 @@ class ClientStream:
             self._current += frames
         else:
             self._previous, self._current = self._current, frames
-        if self.started:
-            data = frames if self._http11 else payload_of(frames)
-        elif self._error_frames or _is_engine_failure(frames):
+        if not self.started and (self._error_frames or _is_engine_failure(frames)):
             self._error_frames += frames  # nothing has been said yet: another may still serve
             return
-        else:
-            self.started = True
-            self._first_at = perf_counter()
-            data = self._opening() + (frames if self._http11 else payload_of(frames))
-        self.bytes_sent += len(data)
-        transport.write(data)
+        self._write(transport, frames)
         if transport.get_write_buffer_size() > WRITE_BUFFER and self._draining is None:
             self._connection.pause()
             self._draining = self._loop.create_task(self._resume_when_drained())
+
+    def _write(self, transport: asyncio.Transport, frames: bytes) -> None:
+        data = frames if self._http11 else payload_of(frames)
+        if not self.started:
+            self.started = True
+            self.first_at = perf_counter()
+            data = self._opening() + data
+        self.bytes_sent += len(data)
+        transport.write(data)
 
     def _opening(self) -> bytes:
         lines = self._head.passed + self._extra
@@ -136,11 +133,9 @@ class ClientStream:
 
     def deliver_failure(self) -> Written:
         """No other engine can serve: give the client the stream with the engine's own error."""
-        self.started = True
         transport = self._request.transport
         if transport is not None:
-            frames = self._error_frames
-            transport.write(self._opening() + (frames if self._http11 else payload_of(frames)))
+            self._write(transport, self._error_frames)
         return self.finish()
 
     async def _resume_when_drained(self) -> None:
@@ -158,6 +153,7 @@ class ClientStream:
 
     def finish(self) -> Written:
         """The decoder's stream is complete: end the client's the same way."""
+        self.stop()
         transport = self._request.transport
         if transport is not None and self._http11:
             transport.write(LAST_CHUNK)

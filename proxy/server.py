@@ -33,7 +33,7 @@ from proxy.upstream import Pool, UpstreamError, Watch
 JSON = b"application/json"
 GENERATE = {"/v1/completions": False, "/v1/chat/completions": True}  # path: is it chat
 # Asked of one decoder and passed on: they need no KV.
-TO_DECODER = frozenset(("/v1/models", "/version", "/tokenize", "/detokenize"))
+TO_DECODER = {"/v1/models": "GET", "/version": "GET", "/tokenize": "POST", "/detokenize": "POST"}
 OWN_FAULT = "the proxy itself failed; its standard error says how"
 LOOKUP_SECONDS = 30.0
 LOOKUP_HEADERS = ("authorization", "content-type", "traceparent", "x-request-id")
@@ -63,7 +63,7 @@ class Proxy:
         self._prober = Prober(config, (self.prefillers, self.decoders))
         self._admin = admin.Admin(self, config.admin_key)
         self._access_log = AccessLog(config.access_log, self._loop)
-        self._clients = ClientServer(self._handle, _refuse)
+        self._clients = ClientServer(self._handle, _refuse, send_seconds=config.send_seconds)
         self.draining = False
         self._lookups: dict[str, Handler] = {
             "/health": self._health,
@@ -85,12 +85,14 @@ class Proxy:
         self.draining = True
         deadline = self._loop.time() + self._config.drain_seconds
         await self._clients.stop(self._config.drain_seconds)
-        await self._service.finish(max(0.0, deadline - self._loop.time()))
+        # Even when all the time is used up: what was cut just now is still to be freed.
+        left = deadline - self._loop.time()
+        await self._service.finish(max(left, self._config.handover_seconds))
         await self._prober.stop()
         self._watch.stop()
         for instance in self.instances:
             instance.pool.close()
-        await self._access_log.close()
+        self._access_log.close()
 
     def add(self, role: Role, address: Address) -> Instance:
         """Take an instance into service."""
@@ -148,9 +150,10 @@ class Proxy:
         if path.startswith(admin.PATH):
             answer = await self._admin.answer(request, await self._body(request))
             return _write_json(request, 200, answer)
-        if path in TO_DECODER:
-            return await self._to_decoder(request)
-        if chat is not None or lookup is not None:
+        method = TO_DECODER.get(path)
+        if method is not None and request.method in (method, method.replace("GET", "HEAD")):
+            return await self._to_decoder(request, method)
+        if chat is not None or lookup is not None or method is not None:
             raise ProxyError(405, f"{path} does not take {request.method}")
         raise ProxyError(404, f"the proxy does not serve {path}")
 
@@ -166,17 +169,18 @@ class Proxy:
             raise ProxyError(400, str(error)) from None
         request_id = request_id_of(request, ask.body)
         job = Job(request, path, ask, request_id, self._loop, arrived)
+        entered = False
         try:
             await self._admission.enter()
-        except ProxyError as error:
-            self.metrics.rejected.add("queue")
-            return self._answer_error(job, error)
-        try:
+            entered = True
             written = await self._service.serve(job)
             job.status = written.status
-            job.outcome = job.outcome or ("ok" if written.status < 400 else "engine-error")
+            failed = written.status >= 400 or (job.stream is not None and job.stream.failed_at_once)
+            job.outcome = job.outcome or ("engine-error" if failed else "ok")
             return written
         except ProxyError as error:
+            if not entered:
+                self.metrics.rejected.add("queue")
             return self._answer_error(job, error)
         except asyncio.CancelledError:
             job.outcome = f"client-gone-in-{job.phase}"
@@ -191,7 +195,8 @@ class Proxy:
             _LOG.exception("%s", job.request_id)
             return job.stream.break_off(500, OWN_FAULT)
         finally:
-            self._admission.leave()
+            if entered:
+                self._admission.leave()
             self._account(job)
 
     def _answer_error(self, job: Job, error: ProxyError) -> Written:
@@ -219,17 +224,20 @@ class Proxy:
             self.metrics.rejected.add("too-large")
             limit = self._config.max_body
             raise ProxyError(413, f"the body is larger than {limit} bytes") from None
+        except TimeoutError:
+            self.metrics.rejected.add("slow-body")
+            raise ProxyError(408, "the rest of the body did not come in time") from None
         except HttpProcessingError as error:
             self.metrics.rejected.add("bad-request")
             told = " ".join(error.message.split())
             raise ProxyError(400, f"the body does not come as HTTP says: {told}") from None
 
-    async def _to_decoder(self, request: Request) -> Written:
+    async def _to_decoder(self, request: Request, method: str) -> Written:
         body = await self._body(request)
         decoder = self.decoders.pick(b"")
         if decoder is None:
             raise ProxyError(503, "no decoder takes requests", retry_after=2)
-        lines = [f"{request.method} {request.target} HTTP/1.1"]
+        lines = [f"{method} {request.target} HTTP/1.1"]  # of HEAD's answer the body is left out
         lines += [
             f"{name}: {request.headers[name]}" for name in LOOKUP_HEADERS if name in request.headers
         ]

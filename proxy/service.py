@@ -190,12 +190,18 @@ class Service:
             raise
         except UpstreamError as error:
             leg.lease.release()
+            if error.cause is not Cause.CONNECT:
+                self._forget_soon(job, prefiller)
             raise self._broke(prefiller, error) from None
         leg.lease.release()
         job.prefill_seconds = perf_counter() - started
         self._metrics.prefill.observe(job.prefill_seconds)
         self._judge(prefiller, answer)
-        return self._handoff(job, prefiller, answer)
+        try:
+            return self._handoff(job, prefiller, answer)
+        except LegFailed:
+            self._forget_soon(job, prefiller)
+            raise
 
     def _handoff(self, job: Job, prefiller: Instance, answer: Answer) -> Handoff | None:
         try:
@@ -232,7 +238,7 @@ class Service:
         except (UpstreamError, TimeoutError):
             # Its end of the connection is closed, so the engine has aborted before this comes.
             leg.end()
-            await self._ask_to_forget(job, leg.instance)
+            await self._ask_to_forget(job, leg.instance, job.engine_id)
             return
         except LegFailed:
             return
@@ -387,16 +393,21 @@ class Service:
                 leg.lease.release()
             tried.add(decoder)
 
-    async def _ask_to_forget(self, job: Job, prefiller: Instance) -> None:
+    def _forget_soon(self, job: Job, prefiller: Instance) -> None:
+        """It may have finished just when it was given up; another try gets an id of its own."""
+        self._spawn(self._ask_to_forget(job, prefiller, job.engine_id), job.engine_id)
+        self._claim_id(job)
+
+    async def _ask_to_forget(self, job: Job, prefiller: Instance, engine_id: str) -> None:
         """Name a request whose answer never came, in a shortest possible one.
 
         A prefiller that had just finished when it saw the client's end holds KV that nobody
         knows of. For one that had not, and for connectors that do not know the key, this is
         one token of work.
         """
-        request_id = f"{job.engine_id}-forget"
+        request_id = f"{engine_id}-forget"
         leg = Leg(prefiller, 1)
-        body = forget_body(job.ask, job.engine_id)
+        body = forget_body(job.ask, engine_id)
         try:
             answer = await leg.run(
                 job.engine_request(prefiller, request_id, body), limit=FORGET_SECONDS

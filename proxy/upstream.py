@@ -51,7 +51,6 @@ class Answer:
 
     head: Head
     body: bytes
-    streamed: bool = False
 
 
 class Sink(Protocol):
@@ -283,7 +282,7 @@ class Connection(asyncio.Protocol):
             body = payload_of(b"".join(self._body))
         else:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        streamed = self._sink is not None
+        self.resume()  # the last read may have paused it; the next request must be heard
         self._watch.busy.discard(self)
         self._answer = None
         self._sink = self._sink_for = None
@@ -291,7 +290,7 @@ class Connection(asyncio.Protocol):
             self.close()
         if self._first_data is not None and not self._first_data.done():
             self._first_data.set_result(None)
-        self._outcome = Answer(head, body, streamed)
+        self._outcome = Answer(head, body)
         if answer is not None and not answer.done():
             answer.set_result(self._outcome)
 

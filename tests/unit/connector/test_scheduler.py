@@ -162,11 +162,12 @@ class TestPrefiller:
         assert metadata.releases == {"cmpl-3f2a-0-abcd1234"}
 
     @pytest.mark.parametrize("named", [["cmpl-1"], ["req-1"], ["0"], [""], "req-11", 7, [None]])
+    @pytest.mark.parametrize("held", ["cmpl-req-11-0-abcd1234", "chatcmpl-req-1-2-abcd1234"])
     def test_a_name_that_is_only_like_another_releases_nothing(
-        self, engine: Any, named: Any
+        self, engine: Any, held: str, named: Any
     ) -> None:
         p = engine("kv_producer")
-        handed_over(p, request_id="cmpl-req-11-0-abcd1234")
+        handed_over(p, request_id=held)
         p.add("p-2", PROMPT, {**PREFILL, "aborted_request": named})
         metadata, _ = p.step()
         assert metadata.releases == set()

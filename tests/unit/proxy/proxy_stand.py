@@ -67,9 +67,10 @@ class Reply:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error: of the body, or of the stream's last event."""
-        last = self.json if self.headers["content-type"] == "application/json" else self.events[-1]
-        return dict(last["error"])
+        """The error: of the body, or of the stream's last event before `[DONE]`."""
+        if self.headers["content-type"] == "application/json":
+            return dict(self.json["error"])
+        return dict([event for event in self.events if event != "[DONE]"][-1]["error"])
 
 
 @dataclass

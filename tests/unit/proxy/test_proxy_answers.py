@@ -231,6 +231,9 @@ async def test_lookups() -> None:
         assert (await it.get("/v1/models")).json["data"][0]["id"] == "tiny"
         assert (await it.get("/nothing")).status == 404
         assert (await it.get("/v1/completions")).status == 405
+        assert (await it.post("/v1/models", {})).status == 405
+        async with it.session.head(it.url + "/v1/models") as head:
+            assert (head.status, int(head.headers["Content-Length"]) > 0) == (200, True)
 
 
 @asynchronous

@@ -16,6 +16,7 @@ from proxy_stand import PD, asynchronous, pd, right_text, until
 
 from proxy import downstream
 from proxy.downstream import PIPELINED
+from proxy.upstream import Connection, Watch
 
 BODY = b'{"model": "tiny", "prompt": "a", "max_tokens": 6}'
 RIGHT = right_text(prompt="a")
@@ -82,9 +83,8 @@ async def test_a_body_in_chunks() -> None:
 
 @asynchronous
 async def test_many_requests_at_once_are_answered_in_their_order() -> None:
-    """Four times as many as are read ahead: the client is held, and then read on."""
     async with pd() as it, client_of(it) as client:
-        count = 4 * PIPELINED
+        count = PIPELINED
         asked = [json.dumps({"prompt": f"{i}", "max_tokens": 2}).encode() for i in range(count)]
         client.writer.write(b"".join(request(body) for body in asked[: count // 2]))
         await client.writer.drain()
@@ -95,6 +95,15 @@ async def test_many_requests_at_once_are_answered_in_their_order() -> None:
 
 
 @asynchronous
+async def test_a_client_that_sends_thousands_at_once_is_let_go() -> None:
+    async with pd() as it, client_of(it) as client:
+        it.prefillers[0].fault = Fault(delay=5)
+        client.writer.write(request() * (PIPELINED + 2))
+        assert await client.ended()
+        await it.at_rest()
+
+
+@asynchronous
 async def test_a_client_that_waits_for_100_continue_gets_it() -> None:
     async with pd() as it, client_of(it) as client:
         head = request(BODY, "/v1/completions", "Expect: 100-continue").removesuffix(BODY)
@@ -102,6 +111,27 @@ async def test_a_client_that_waits_for_100_continue_gets_it() -> None:
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.writer.write(BODY)
         assert await client.text() == RIGHT
+
+
+@asynchronous
+async def test_a_body_announced_as_too_long_is_not_asked_for() -> None:
+    async with pd(max_body=100) as it, client_of(it) as client:
+        client.writer.write(
+            request(b"", "/v1/completions", "Expect: 100-continue").replace(
+                b"Content-Length: 0", b"Content-Length: 101"
+            )
+        )
+        assert (await client.answer())[0] == 413
+
+
+@asynchronous
+async def test_a_body_that_stops_coming_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downstream, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(downstream, "LINGER_SECONDS", 0.1)
+    async with pd() as it, client_of(it) as client:
+        client.writer.write(request()[:-1])
+        assert (await client.answer())[0] == 408
+        assert await client.ended()
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/nowhere"])
@@ -147,7 +177,19 @@ async def test_what_is_no_http_is_400_in_one_line_and_closes() -> None:
 
 
 @asynchronous
-async def test_garbage_behind_a_request_is_told_after_its_answer() -> None:
+async def test_what_is_no_http_is_told_while_the_client_still_sends() -> None:
+    """Closed at once, the connection would be reset and the answer lost."""
+    async with pd() as it, client_of(it) as client:
+        client.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 10_000)
+        for _ in range(20):
+            client.writer.write(b"x" * 50_000)
+            await client.writer.drain()
+            await asyncio.sleep(0.005)
+        assert (await client.answer())[0] == 400
+
+
+@asynchronous
+async def test_garbage_that_comes_after_a_request_is_told_after_its_answer() -> None:
     async with pd() as it, client_of(it) as client:
         client.writer.write(request())
         await until(lambda: bool(it.prefillers[0].seen), "nothing arrives")
@@ -205,6 +247,63 @@ async def test_a_connection_nobody_uses_is_closed(monkeypatch: pytest.MonkeyPatc
         assert await half.ended()
         assert await busy.text() == RIGHT  # 0.6 s: a request under way is not idleness
         assert await busy.ended()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@asynchronous
+async def test_a_client_that_takes_nothing_is_given_up(stream: bool) -> None:
+    async with pd(decoders=1, send_seconds=0.2) as it, client_of(it) as client:
+        client.writer.transport.pause_reading()
+        count = 60_000 if stream else 2_000_000  # more than all sockets on the way hold
+        asked = {"prompt": "a", "stream": stream, "max_tokens": count}
+        client.writer.write(request(json.dumps(asked).encode()))
+        await until(lambda: bool(it.decoders[0].seen), "no decode")
+        await it.at_rest()
+        assert (it.decoders[0].finished, it.decoders[0].aborted) == ((0, 1) if stream else (1, 0))
+        await asyncio.sleep(0.4)  # send_seconds, and a margin
+        client.writer.transport.resume_reading()
+        got = await client.reader.read()
+        assert not got.endswith(b"0\r\n\r\n" if stream else b"}")
+
+
+@asynchronous
+async def test_an_engines_connection_held_for_a_slow_client_serves_the_next_request() -> None:
+    """One read brings more than the client takes, and the end of the answer."""
+    heard = [True]
+
+    class Transport(asyncio.Transport):
+        def write(self, data: object) -> None: ...
+
+        def pause_reading(self) -> None:
+            heard.append(False)
+
+        def resume_reading(self) -> None:
+            heard.append(True)
+
+    class SlowClient:
+        def feed(self, frames: bytes) -> None:
+            connection.pause()
+
+    loop = asyncio.get_running_loop()
+    connection = Connection(loop, Watch(loop))
+    connection.connection_made(Transport())
+    answer = connection.send(b"", limit=1, gap=1, sink_for=lambda *_: SlowClient())
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    connection.data_received(head + b"1\r\nx\r\n0\r\n\r\n")
+    assert (await answer).head.status == 200
+    assert heard == [True, False, True]
+
+
+@asynchronous
+async def test_the_last_answer_of_a_drain_says_that_it_is() -> None:
+    async with pd(decoders=1) as it, client_of(it) as client:
+        it.decoders[0].fault = Fault(token_delay=0.05)
+        client.writer.write(request())
+        await until(lambda: it.decoders[0].running == 1, "no decode")
+        stopped = asyncio.create_task(it.proxy.stop())
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert b"connection: close" in head
+        await stopped
 
 
 @asynchronous

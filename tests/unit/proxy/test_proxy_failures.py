@@ -263,6 +263,16 @@ async def test_official_client_gets_the_engines_400() -> None:
         assert getattr(caught.value, "status_code") == 400  # noqa: B009  APIError has no such type
 
 
+@asynchronous
+async def test_a_stream_that_is_the_engines_error_alone_is_accounted_as_one() -> None:
+    async with pd(decoders=1) as it:
+        it.decoders[0].fault = Fault(error_event=True)
+        reply = await it.ask(stream=True)
+        assert "error" in reply.events[0]
+        seconds = await it.metric("pd_proxy_first_token_seconds_sum")
+        assert 0 < seconds < 20
+
+
 # -- deadlines
 
 
@@ -272,10 +282,14 @@ async def test_slow_prefill_is_504_and_stops(stream: bool) -> None:
     async with pd(prefill_seconds=0.2) as it:
         it.prefillers[0].fault = Fault(delay=60)
         reply = await it.ask(stream=stream)
+        it.prefillers[0].fault = None
         assert reply.status == 504
         assert "0.2 s" in reply.error["message"]
         await it.at_rest()
         assert it.prefillers[0].aborted == 1
+        # It may have finished just then: the request is named, so that its KV can go.
+        given_up, forget = it.prefillers[0].seen
+        assert forget.body["kv_transfer_params"] == {"aborted_request": [given_up.id]}
         assert (await it.get("/health")).status == 200  # slow is not dead
 
 

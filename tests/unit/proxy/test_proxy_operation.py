@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from backend import Fault, engines
 from proxy_stand import PD, asynchronous, pd, right_text, until
+
+from proxy import accesslog
+from proxy.accesslog import AccessLog
+from proxy.admission import Admission
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,6 +30,7 @@ async def test_full_queue_is_429_with_retry_after() -> None:
         assert (reply.status, reply.headers["retry-after"]) == (429, "1")
         assert [(await a).status for a in asked] == [200, 200]
         await it.at_rest()
+        assert await it.metric("pd_proxy_requests_total", status="429") == 1
 
 
 @asynchronous
@@ -37,6 +43,20 @@ async def test_long_wait_in_the_queue_is_503_with_retry_after() -> None:
         assert (reply.status, reply.headers["retry-after"]) == (503, "5")
         assert (await first).status == 200
         assert (await it.ask()).status == 200
+
+
+@asynchronous
+async def test_a_place_that_comes_free_as_its_next_one_leaves() -> None:
+    """The client that waits and the one that is served go in the same moment."""
+    admission = Admission(places=1, queue=2, seconds=5)
+    await admission.enter()
+    waiting = asyncio.create_task(admission.enter())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    admission.leave()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (admission.in_service, admission.waiting) == (0, 0)
 
 
 # -- admin
@@ -95,6 +115,23 @@ async def test_draining_waits_for_the_instances_own_requests_only() -> None:
         assert [(await a).text for a in asked] == [right_text()] * 2
         assert (await admin(it, "POST", path + "/resume"))[0] == 200
         assert it.proxy.decoders.available == 2
+
+
+@asynchronous
+async def test_two_who_remove_the_same_instance_and_one_who_wants_it_back() -> None:
+    async with pd(admin_key="key") as it:
+        for decoder in it.decoders:
+            decoder.fault = Fault(token_delay=0.05)
+        asked = [asyncio.create_task(it.ask()) for _ in range(2)]
+        await until(lambda: all(d.running for d in it.decoders), "both decode")
+        one, other = (f"/127.0.0.1:{d.port}" for d in it.decoders)
+        removals = [asyncio.create_task(admin(it, "DELETE", one)) for _ in range(2)]
+        removals.append(asyncio.create_task(admin(it, "DELETE", other)))
+        await until(lambda: it.proxy.decoders.available == 0, "none drains")
+        assert (await admin(it, "POST", other + "/resume"))[0] == 200
+        assert sorted([(await r)[0] for r in removals]) == [200, 409, 409]
+        assert it.proxy.decoders.available == 1
+        assert [(await a).text for a in asked] == [right_text()] * 2
 
 
 @pytest.mark.parametrize(
@@ -160,6 +197,21 @@ async def test_stop_lets_requests_under_way_end_and_takes_no_new_ones() -> None:
         await stopped
 
 
+@asynchronous
+async def test_what_clients_leave_behind_in_a_drain_is_freed() -> None:
+    """The client goes while the proxy drains: the decoder still frees the prefiller's KV."""
+    async with pd(decoders=1) as it:
+        it.decoders[0].fault = Fault(delay=0.2)
+        asked = asyncio.create_task(it.ask(stream=True))
+        await until(lambda: bool(it.decoders[0].seen), "no decode")
+        stopped = asyncio.create_task(it.proxy.stop())
+        await until(lambda: it.proxy.draining, "not draining")
+        asked.cancel()
+        await stopped
+        assert it.proxy.metrics.aborts.value("decode") == 1
+        assert it.held() == {}
+
+
 # -- as a process
 
 
@@ -213,3 +265,26 @@ async def test_taken_port_is_one_line_and_exit_code_1() -> None:
         assert process.returncode == 1
         assert err.decode().startswith(f"proxy: cannot listen on 127.0.0.1:{taken.port}: ")
         assert err.count(b"\n") == 1
+
+
+@asynchronous
+async def test_an_access_log_that_nobody_reads_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard output in a pipe whose reader is stopped: lines are lost, and it still ends."""
+    monkeypatch.setattr(accesslog, "MOST_LINES", 10)
+    monkeypatch.setattr(accesslog, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(accesslog, "CLOSE_SECONDS", 0.1)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        log = AccessLog(str(pipe), asyncio.get_running_loop())
+        for _ in range(3):  # one for the pipe, one for the writer, one that waits
+            log.add("x" * 200_000 + "\n")
+            await asyncio.sleep(0.05)
+        for _ in range(50):
+            log.add("y\n")
+        log.close()
+    finally:
+        os.close(reader)
