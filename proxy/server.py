@@ -87,7 +87,7 @@ class Proxy:
         await self._clients.stop(self._config.drain_seconds)
         # Even when all the time is used up: what was cut just now is still to be freed.
         left = deadline - self._loop.time()
-        await self._service.finish(max(left, self._config.handover_seconds))
+        await self._service.leftovers.finish(max(left, self._config.handover_seconds))
         await self._prober.stop()
         self._watch.stop()
         for instance in self.instances:
@@ -114,7 +114,7 @@ class Proxy:
     @property
     def cleaning_up(self) -> int:
         """Requests whose client is gone and whose engines are still being freed."""
-        return self._service.cleaning_up
+        return self._service.leftovers.under_way
 
     @property
     def waiting(self) -> int:
