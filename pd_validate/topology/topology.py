@@ -54,6 +54,9 @@ _GIVEN_UP_SECONDS = 12.0  # until our proxy has told what became of a request th
 _FILE_END = "\x1e"  # no trace contains it: JSON escapes control characters
 _LOG_LINES = 60  # of a dead process, looked through for the cause; the last ones are shown
 _SHOWN_LINES = 12
+_KILLED = (
+    "A process does not do that itself: look into the kernel's log for the OOM killer (dmesg -T)."
+)
 _WORKER_RANK = re.compile(r"Worker_(?:.*_)?TP(\d+)")  # in the title of a vLLM worker process
 _SOCKET_PATH = 107  # bytes of a Unix socket's path, at most
 _SOCKET_NAME = 1 + 36  # of vLLM's sockets: a slash and a UUID
@@ -640,8 +643,8 @@ class Topology:
             id="engine.exited",
             where=Where(host=process.host, instance=process.name),
             expected="a running process",
-            got=f"it ended with exit code {status.exit_code}",
-            hint=_likely_cause(tail),
+            got=_how_it_ended(status.exit_code),
+            hint=_likely_cause(tail) or (_KILLED if status.exit_code == -signal.SIGKILL else ""),
             evidence=tuple(tail[-_SHOWN_LINES:]),
         )
 
@@ -748,6 +751,17 @@ class _Twice:
     def __call__(self, found: Sequence[object]) -> bool:
         before, self._before = self._before, bool(found)
         return before and self._before
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    """In words; `exit_code` -N is a death by signal N, as in `subprocess`."""
+    if exit_code is None or exit_code >= 0:
+        return f"it ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:  # a real-time signal
+        name = "no name"
+    return f"signal {-exit_code} ({name}) ended it"
 
 
 def _likely_cause(log: Sequence[str]) -> str:

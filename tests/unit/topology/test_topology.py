@@ -249,7 +249,8 @@ def test_an_engine_that_was_killed_is_started_again(make: Make) -> None:
     topology.up()
     topology.kill("decode-1")
     (finding,) = topology.check_sick(seconds=SOON)
-    assert (finding.id, finding.got) == ("engine.exited", "it ended with exit code -9")
+    assert (finding.id, finding.got) == ("engine.exited", "signal 9 (SIGKILL) ended it")
+    assert "OOM killer" in finding.hint
     topology.restart("decode-1")
     assert topology.check_sick() == []
     answer = topology.service.disaggregate("prefill-1", "decode-1", "hello")
@@ -308,7 +309,7 @@ def test_a_process_that_ends_later_is_found(make: Make) -> None:
     host.supervisor.stop("decode-1", timeout=10)
     (finding,) = topology.check_alive()
     assert (finding.id, finding.where.instance) == ("engine.exited", "decode-1")
-    assert finding.got == "it ended with exit code -15"
+    assert finding.got == "signal 15 (SIGTERM) ended it"
 
 
 @pytest.mark.parametrize("says", [True, False])
