@@ -612,7 +612,7 @@ _KINDS = (
     Kind(
         "engine.exited",
         Layer.ENGINE,
-        meaning="The engine's process ended by itself.",
+        meaning="The engine's process ended, and we had not stopped it.",
         fix="Read its last log lines below.",
         evidence="The supervised process ended before it was stopped; exit code and last log lines.",
     ),
