@@ -83,7 +83,7 @@ def _python(host: RemoteHost, cluster: Cluster) -> Need:
     what = f"{host.name}: Python"
     get = "install Python 3.8 or newer there, or name it: `python: /path/to/python3`"
     try:
-        done = host.run(f'{cluster.python} -c "{_VERSION}"', timeout=cluster.timeouts.command)
+        done = host.python(_VERSION, timeout=cluster.timeouts.command)
     except LabError as error:
         return Need(State.MISSING, what, str(error), get)
     version = done.stdout.strip()

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -115,9 +116,11 @@ class Runner:
         """
         stop_if_unheard()
         argv = [self.substitute(word, spec) for word in spec["argv"]]
-        if argv[0] in ("hccn_tool", "npu-smi"):
-            argv = self.prefix + argv
-        shown = spec.get("shown") or " ".join(argv)
+        as_root = self.prefix if spec["argv"][0] in ("hccn_tool", "npu-smi") else []
+        shown = spec.get("shown") or " ".join(as_root + argv)
+        if as_root:
+            # Root's PATH under sudo often lacks the directory where we find the tool.
+            argv = [*as_root, shutil.which(argv[0]) or argv[0], *argv[1:]]
         why = skip or self.reason_to_skip(spec)
         if why:
             return {"command": shown, "skipped": why}
@@ -252,13 +255,13 @@ def execute(argv: list[str], timeout: float, more: dict[str, str] | None = None)
 
 
 def end(process: subprocess.Popen[bytes]) -> str:
-    """Kill what did not end. Text if it cannot be killed: a call stuck in the driver."""
-    with contextlib.suppress(ProcessLookupError):
+    """Kill what did not end. Text if it cannot be killed: stuck in the driver, or under sudo."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     try:
         process.communicate(timeout=2)
     except subprocess.TimeoutExpired:
-        return f"process {process.pid} cannot be killed; it waits inside the driver\n"
+        return f"process {process.pid} cannot be killed; it waits inside the driver, or is root's\n"
     return ""
 
 
@@ -428,7 +431,8 @@ def written_address(words: str) -> str:
         struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8)
     )
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, packed).removeprefix("::ffff:")
+    text = socket.inet_ntop(family, packed)
+    return text[len("::ffff:") :] if text.startswith("::ffff:") else text  # Python 3.8
 
 
 def holder(inodes: set[str]) -> str:

@@ -30,7 +30,7 @@ from pd_validate.facts.hccn_conf import HccnConf, parse_conf
 from pd_validate.facts.reading import Output, Reading, Reason, failed, measured, not_read, refusal
 from pd_validate.hosts.api import Commands
 from pd_validate.hosts.fleet import in_parallel
-from pd_validate.spec.models import Cluster
+from pd_validate.spec.models import Cluster, HostRuntime
 from pd_validate.spec.plan import RPC_IP, RPC_PORT, InstanceLaunch, LaunchPlan, Process
 from pd_validate.spec.ports import HCCL_BASE_PORT, side_channel_base, side_channel_block
 from pd_validate.spec.profiles import devices_of, profile_of
@@ -258,13 +258,15 @@ def _request_of(cluster: Cluster, plan: LaunchPlan, host: str) -> ReadRequest:
 
 def tool_options(cluster: Cluster, host: str, budget: float) -> dict[str, Any]:
     """How the collector runs commands on `host`; `budget` in seconds for all of them."""
+    on_the_host = isinstance(cluster.runtime_of(host), HostRuntime)
     return {
         "timeout": cluster.timeouts.tool,
         "budget": budget,
         "retries": BUSY_RETRIES,
         "patience": BUSY_PATIENCE,
         "stop_texts": list(_STOP_TEXTS),
-        "prefix": ["sudo", "-n"] if cluster.ssh_of(host).sudo else [],
+        # Inside a container we are who its image says.
+        "prefix": ["sudo", "-n"] if cluster.ssh_of(host).sudo and on_the_host else [],
     }
 
 
@@ -643,13 +645,11 @@ def _software(
     if data is None:
         return not_read("versions", "checks.software is false in the cluster file")
     output = Output.from_json(data)
-    refused = refusal(output, ())
-    if refused is not None:
-        return refused
     try:
-        found = json.loads(output.stdout.strip().splitlines()[-1])  # scripts may talk before
+        # Scripts may talk before, and complain of what they do not need.
+        found = json.loads(output.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
-        return failed(Reason.UNPARSABLE, output)
+        return refusal(output, ()) or failed(Reason.UNPARSABLE, output)
     driver = _version(files["driver"].stdout) or (table.value.driver if table.value else None)
     versions: dict[str, str | None] = {
         "driver": driver,

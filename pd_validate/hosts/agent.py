@@ -292,7 +292,7 @@ def take_lock(path: str, owner: str) -> tuple[int, Message | None]:
 
 def is_held(path: str) -> bool:
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY)  # another account's file can only be read
     except OSError:
         return False
     try:

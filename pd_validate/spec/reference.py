@@ -24,7 +24,7 @@ _HEAD = """\
 
 What a cluster file may say. Generated from the models
 (`python -m pd_validate.spec.reference docs`); do not edit by hand.
-Ready files to start from are in `clusters/`; `pd-validate plan --cluster FILE` shows what a
+Ready files to start from are in `clusters/`; `pd-validate plan FILE` shows what a
 file makes of it, without connecting anywhere.
 
 The least that a file needs: `hosts`, `model`, `instances`, `proxy`.

@@ -20,6 +20,8 @@ from pd_validate.spec.source import KeyPath
 from pd_validate.spec.wording import counted, did_you_mean, one_of
 
 PROXY_NAME = "proxy"  # processes are told apart by name, logs are named after them
+# Names that a run has for itself: the proxy's, and the agent's and its watch (hosts/agent.py).
+OWN_NAMES = (PROXY_NAME, "agent", "watch")
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ def contradictions(cluster: Cluster) -> Iterator[Contradiction]:
 
 def _host_references(cluster: Cluster) -> Iterator[Contradiction]:
     hosts = list(cluster.hosts)
-    if PROXY_NAME in cluster.instances:
-        yield Contradiction(
-            ("instances", PROXY_NAME),
-            f"`{PROXY_NAME}` is the proxy's own name; call the instance something else",
-            at_key=True,
-        )
+    for name in OWN_NAMES:
+        if name in cluster.instances:
+            yield Contradiction(
+                ("instances", name),
+                f"`{name}` is the name of a process of our own; call the instance something else",
+                at_key=True,
+            )
     for name, spec in cluster.instances.items():
         if spec.host not in cluster.hosts:
             yield Contradiction(

@@ -605,8 +605,9 @@ class Topology:
             dead = [p for p in dead if not seen[p.name].alive]
             if dead:
                 raise BringUpFailed([self._exited(each, seen[each.name]) for each in dead])
-            if still_stopped(self._hosts[process.host].supervisor.stopped(process.name)):
-                raise BringUpFailed(self.check_stopped())
+            stopped = self._hosts[process.host].supervisor.stopped(process.name)
+            if still_stopped(stopped):
+                raise BringUpFailed([stopped_finding(process.host, process.name, stopped)])
             if not client.healthy():
                 return None
             try:

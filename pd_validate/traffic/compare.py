@@ -44,18 +44,25 @@ class Divergence:
 def first_divergence(want: Answer, got: Answer, *, tolerance: float) -> Divergence | None:
     """The first token or logprob of `got` that is not the reference's, or None.
 
-    `tolerance` is the allowed absolute difference of a logprob; 0 means bit equality.
+    `tolerance` is the allowed absolute difference of a logprob; 0 means bit equality. With a
+    tolerance, another token that is as likely as the reference's, where the reference's best
+    two are no further apart, is noise, too; what follows it is another text, so the
+    comparison ends there.
     """
     for position in range(max(len(want.token_ids), len(got.token_ids))):
         same = want.token_ids[position : position + 1] == got.token_ids[position : position + 1]
         difference = _difference(want, got, position)
-        if same and (difference is None or difference <= tolerance):
+        close = difference is None or difference <= tolerance
+        if same and close:
             continue
+        gap = _gap(want, position)
+        if close and tolerance > 0 and gap is not None and gap <= tolerance:
+            return None
         return Divergence(
             position=position,
             want=_around(want, position),
             got=_around(got, position),
-            gap=_gap(want, position),
+            gap=gap,
             logprob_difference=difference,
         )
     if want.text != got.text:

@@ -86,7 +86,8 @@ def _ttft(answer: Answer) -> float:
 
 
 def _tpot(answer: Answer) -> float:
-    return (answer.seconds - _ttft(answer)) / max(1, len(answer.token_ids) - 1)
+    # vLLM 0.10 gives no token ids; the usage counts in every version.
+    return (answer.seconds - _ttft(answer)) / max(1, (answer.completion_tokens or 0) - 1)
 
 
 def _hold(

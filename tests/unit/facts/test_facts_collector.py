@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 from pd_validate.errors import CommandTimeout, HostUnreachable, LabError
 from pd_validate.facts import collector
 from pd_validate.facts.hosts import HostFailure, each_host, run_collector
+from pd_validate.hosts import agent
 from pd_validate.hosts.api import Completed
 
 OPTIONS = {"timeout": 5, "budget": 60, "retries": 2, "patience": 60}
@@ -127,6 +130,30 @@ def test_a_prefix_is_for_the_vendors_tools_only(programs: Path) -> None:
     program(programs, "hccn_tool", "echo tool")
     tool, other = run({"argv": ["hccn_tool"]}, {"argv": ["echo", "x"]}, prefix=["env"])
     assert (tool["command"], other["command"]) == ("env hccn_tool", "echo x")
+
+
+def test_a_tool_in_its_vendors_directory_gets_the_prefix_too(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on every real host; and with its whole path, since root's PATH is another one."""
+    vendors = programs / "driver"
+    vendors.mkdir()
+    program(vendors, "hccn_tool", "echo tool")
+    program(programs, "sudo", 'test "$1" = -n && shift; case $1 in /*) echo "as root"; "$@";; esac')
+    monkeypatch.setattr(collector, "HCCN_TOOL", str(vendors / "hccn_tool"))
+    program(programs, "npu-smi", "echo smi")
+    answers = run({"argv": ["hccn_tool"]}, {"argv": ["npu-smi"]}, prefix=["sudo", "-n"])
+    assert [a["stdout"] for a in answers] == ["as root\ntool\n", "as root\nsmi\n"]
+
+
+def test_nothing_is_used_that_python_3_8_does_not_have() -> None:
+    """Of what came later and is easily taken: a host's Python may be that old."""
+    for sent in (collector, agent):
+        source = Path(sent.__file__).read_text()
+        ast.parse(source, feature_version=(3, 8))
+        assert not re.search(
+            r"\.remove(prefix|suffix)\(|\bzip\(.*strict=|functools\.cache\b", source
+        )
 
 
 # --- read-only ----------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ CASES = [
         "instance called proxy",
         "  decode-2:",
         "  ▶proxy:",
-        "`proxy` is the proxy's own name; call the instance something else",
+        "`proxy` is the name of a process of our own; call the instance something else",
     ),
     # -- YAML
     Case("tab", "nic: eth0", "▶\tnic: eth0", "indent with spaces, not with tabs"),

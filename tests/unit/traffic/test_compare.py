@@ -55,6 +55,26 @@ def test_noise_of_half_precision_is_no_difference(difference: float, parts: bool
     assert (found is not None) is parts
 
 
+@pytest.mark.parametrize(
+    ("position", "logprob", "dtype", "parts"),
+    [
+        (1, -0.21, "bfloat16", False),  # a tie: the order of additions decides it
+        (1, -0.21, "float32", True),  # bitwise repeatable: nothing decides but the KV
+        (1, -2.5, "bfloat16", True),  # not the other one of the tie
+        (0, -0.1, "bfloat16", True),  # no tie: the reference leads by 2
+    ],
+)
+def test_another_token_is_noise_only_where_the_reference_has_a_tie(
+    position: int, logprob: float, dtype: str, parts: bool
+) -> None:
+    ids, logprobs = list(REFERENCE.token_ids), list(REFERENCE.logprobs)
+    ids[position:] = [4] * (3 - position)
+    logprobs[position:] = [logprob] * (3 - position)
+    got = replace(REFERENCE, token_ids=tuple(ids), logprobs=tuple(logprobs), text="I is")
+    found = first_divergence(REFERENCE, got, tolerance=LOGPROB_TOLERANCE[dtype])
+    assert (found is not None) is parts
+
+
 def test_a_logprob_that_is_no_number_parts() -> None:
     got = replace(REFERENCE, logprobs=(-0.1, float("nan"), -0.3))
     assert first_divergence(REFERENCE, got, tolerance=1e9) is not None
