@@ -24,7 +24,7 @@ from pd_validate import __version__, recording
 from pd_validate.catalogue import Layer
 from pd_validate.checks.drain import check_idle
 from pd_validate.checks.explain import explained
-from pd_validate.checks.kv import check_transfers
+from pd_validate.checks.kv import check_trace, check_transfers
 from pd_validate.checks.leftovers import check_leftovers, unknown_leftovers
 from pd_validate.checks.network import check_network
 from pd_validate.checks.plan import ModelShape, check_plan
@@ -33,7 +33,14 @@ from pd_validate.checks.pulls import check_remade_links
 from pd_validate.checks.result import Report
 from pd_validate.checks.served import check_access_logs
 from pd_validate.checks.volume import KvShape
-from pd_validate.errors import ClusterLocked, LabError, PdValidateError, WaitTimeout
+from pd_validate.errors import (
+    ClusterLocked,
+    CommandTimeout,
+    HostUnreachable,
+    LabError,
+    PdValidateError,
+    WaitTimeout,
+)
 from pd_validate.facts.addresses import device_addresses
 from pd_validate.facts.hosts import ClusterFacts, read_cluster, requests_of
 from pd_validate.facts.pings import PingFacts, ping_plan, run_pings
@@ -675,11 +682,15 @@ class Session:
         self.logs = topology.logs()
         age = dt.datetime.now(dt.UTC) - self.record.started
         self.system_logs = topology.system_logs(seconds=age.total_seconds())
+        problem = ""
         try:
             self.trace_text = topology.traces()
+        except (HostUnreachable, CommandTimeout):
+            pass  # the host has a finding of its own
         except LabError as error:
-            self.trace_text = f"(not readable: {error})\n"
-        records = parse_trace(self.trace_text)[0]
+            problem = str(error)
+        records, unreadable = parse_trace(self.trace_text)
+        self.add(check_trace(unreadable, problem))
         self.add(self._wrong_transfers(records))
         if not self.faults_made:
             self.add(self._said_by_logs())

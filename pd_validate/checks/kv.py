@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from pd_validate.findings import Finding, Where
+from pd_validate.findings import Finding, Severity, Where
 from pd_validate.traffic.trace import TraceRecord, Transfer
 
 _TENSORS = ("K", "V")
@@ -78,6 +78,22 @@ def compared_blocks(transfers: Iterable[Transfer]) -> int:
         for number, digests in received.digests_of(layer).items()
         for want, got in zip(produced.digests_of(layer).get(number, ()), digests, strict=False)
     )
+
+
+def check_trace(unreadable: int, problem: str) -> list[Finding]:
+    """What of the audit's trace nobody could compare: `unreadable` lines, or all of it."""
+    if not unreadable and not problem:
+        return []
+    return [
+        Finding(
+            id="tool.failed",
+            where=Where(file="kv-trace.jsonl"),
+            severity=Severity.UNKNOWN,
+            expected="the KV audit's trace of all hosts",
+            got=problem or f"{unreadable} lines of it that are no records",
+            hint="Not all transfers are compared. For long runs use --audit sample.",
+        )
+    ]
 
 
 def check_received(

@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from connector.digest import ZERO as AUDITS_ZERO
-from pd_validate.checks.kv import ZERO, check_received, check_transfers, compared_blocks
-from pd_validate.findings import Finding
+from pd_validate.checks.kv import (
+    ZERO,
+    check_received,
+    check_trace,
+    check_transfers,
+    compared_blocks,
+)
+from pd_validate.findings import Finding, Severity
 from pd_validate.traffic.trace import TraceRecord, join, of_request, parse_trace
 
 HOSTS = {"prefill-1": "p1", "decode-1": "d1"}
@@ -246,3 +252,12 @@ def test_records_of_a_request_are_found_inside_vllms_own_id() -> None:
     pulled = received(request="cmpl-pd-1234-0-fedcba", remote_request="cmpl-pd-1234-0-abcdef")
     other = produced("cmpl-pd-9999-0-abcdef")
     assert of_request([mine, other, pulled], "pd-1234") == [mine, pulled]
+
+
+def test_a_trace_that_cannot_be_read_is_no_silent_pass() -> None:
+    assert check_trace(0, "") == []
+    (lines,) = check_trace(3, "")
+    (all_of_it,) = check_trace(0, "d1: `for f in …` printed more than 67108864 bytes")
+    assert {f.severity for f in (lines, all_of_it)} == {Severity.UNKNOWN}
+    assert "3 lines" in lines.got
+    assert "67108864" in all_of_it.got
