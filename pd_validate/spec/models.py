@@ -77,7 +77,7 @@ class Ssh(Model):
     password_env: str | None = None
     """Name of the environment variable that holds the password. It cannot stand in the file."""
     sudo: bool = False
-    """Run `hccn_tool` and `npu-smi` through `sudo -n`."""
+    """Run `hccn_tool` and `npu-smi` through `sudo -n`, but not inside a container."""
 
 
 class HostRuntime(Model):
