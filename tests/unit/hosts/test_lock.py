@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -212,8 +212,12 @@ def test_a_kept_run_goes_on_and_can_be_taken_over(machine: RemoteHost, workdir: 
     assert later.status()["engine"] == status
     later.detach()  # and the controller that reuses it may die, too
 
-    last = RemoteSupervisor.attach(machine, workdir=workdir, run_id="kept")
-    assert last is not None
+    def attached() -> RemoteSupervisor | None:
+        with suppress(LabError):  # the agent has not heard yet that the one before is gone
+            return RemoteSupervisor.attach(machine, workdir=workdir, run_id="kept")
+        return None
+
+    last = wait_for(attached, seconds=5, what="the kept run taken over")
     assert last.stop("engine", timeout=5).exit_code == -signal.SIGTERM
     again = last.start(SLEEP)
     last.close()

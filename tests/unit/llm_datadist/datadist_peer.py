@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pd_validate.waiting import wait_for
+
 BLOCKS, BLOCK_BYTES, TENSORS = 16, 1024, 4  # of a pair's caches
 ENTITY = "dd._engine._links.entity(1)"  # a consumer's link to cluster 1
 
@@ -109,10 +111,16 @@ class Peer:
     def paused(self) -> Iterator[None]:
         os.kill(self._pid, signal.SIGSTOP)
         try:
+            # A thread on another core may answer one request more before it stands still.
+            wait_for(lambda: self._stopped() or None, seconds=10, what="all threads stopped")
             yield
         finally:
             with contextlib.suppress(ProcessLookupError):  # the test may have killed it
                 os.kill(self._pid, signal.SIGCONT)
+
+    def _stopped(self) -> bool:
+        states = Path(f"/proc/{self._pid}/task").glob("*/stat")
+        return all(path.read_text().rpartition(") ")[2].startswith("T") for path in states)
 
     def close(self) -> str:
         """Let the process end; what it logged, the first time. AssertionError if it does not."""
